@@ -1,0 +1,1 @@
+"""A FastAPI service over the study store."""

@@ -1,0 +1,115 @@
+"""The weights of a config by name: the one list that counting, building, training and exporting share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from estimator.config import Layer, TransformerConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["part_of", "random_weights", "weight_shapes"]
+
+
+def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored weight by name, in the order it is used; matrices are [out, in] as in PyTorch.
+
+    Tied embeddings and shared layers appear once, under the name of their owner.
+    """
+    return dict(_embedding_shapes(config)) | dict(_layer_stack_shapes(config)) | dict(_head_shapes(config))
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a weight belongs to: embedding, attention, feed_forward, norm or head."""
+    if "norm" in name:
+        return "norm"
+    if name.startswith("embed_"):
+        return "embedding"
+    if ".self_attn." in name:
+        return "attention"
+    if ".mlp." in name:
+        return "feed_forward"
+    assert name.startswith(("lm_head.", "head.", "pooler.")), name
+    return "head"
+
+
+def random_weights(config: TransformerConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Weights by name in fp32: matrices N(0, 0.02), norm gains 1, biases 0.
+
+    Constant or denormal weights would time differently from a trained model's.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, shape in weight_shapes(config).items():
+        if name.endswith(".bias"):
+            weights[name] = np.zeros(shape, np.float32)
+        elif part_of(name) == "norm":
+            weights[name] = np.ones(shape, np.float32)
+        else:
+            weights[name] = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+    return weights
+
+
+def _norm(config: TransformerConfig, name: str, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (size,)
+    if config.norm_type == "layer_norm":
+        yield f"{name}.bias", (size,)
+
+
+def _linear(name: str, in_size: int, out_size: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (out_size, in_size)
+    if bias:
+        yield f"{name}.bias", (out_size,)
+
+
+def _embedding_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "embed_tokens.weight", (config.vocab_size, config.hidden_size)
+    if config.position_embedding == "learned":
+        yield "embed_positions.weight", (config.max_position_embeddings, config.hidden_size)
+    if config.type_vocab_size:
+        yield "embed_token_types.weight", (config.type_vocab_size, config.hidden_size)
+    if config.embedding_norm:
+        yield from _norm(config, "embed_norm", config.hidden_size)
+
+
+def _layer_stack_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for layer in config.layers:
+        if layer.owns_weights:
+            yield from _layer_shapes(config, layer)
+    if config.norm_placement == "pre":
+        yield from _norm(config, "norm", config.hidden_size)
+
+
+def _layer_shapes(config: TransformerConfig, layer: Layer) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, prefix = config.hidden_size, f"layers.{layer.index}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    yield from _norm(config, f"{prefix}.attention_norm", hidden)
+    yield from _linear(f"{attention}.q_proj", hidden, layer.query_size, config.attention_bias)
+    yield from _linear(f"{attention}.k_proj", hidden, layer.key_value_size, config.attention_bias)
+    yield from _linear(f"{attention}.v_proj", hidden, layer.key_value_size, config.attention_bias)
+    if config.qk_norm:
+        yield f"{attention}.q_norm.weight", (layer.head_dim,)
+        yield f"{attention}.k_norm.weight", (layer.head_dim,)
+    yield from _linear(f"{attention}.o_proj", layer.query_size, hidden, config.attention_output_bias)
+    yield from _norm(config, f"{prefix}.mlp_norm", hidden)
+    if config.gated_mlp:
+        yield from _linear(f"{mlp}.gate_proj", hidden, layer.intermediate_size, config.mlp_bias)
+    yield from _linear(f"{mlp}.up_proj", hidden, layer.intermediate_size, config.mlp_bias)
+    yield from _linear(f"{mlp}.down_proj", layer.intermediate_size, hidden, config.mlp_bias)
+
+
+def _head_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config.hidden_size
+    if config.head == "pooler":
+        yield from _linear("pooler", hidden, hidden, bias=True)
+    if config.head == "masked_lm":
+        yield from _linear("head.transform", hidden, hidden, bias=True)
+        yield from _norm(config, "head.norm", hidden)
+        yield "lm_head.bias", (config.vocab_size,)
+    if config.head in ("causal_lm", "masked_lm") and not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)

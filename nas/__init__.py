@@ -1,0 +1,1 @@
+"""The search: proposes transformers, measures and scores them, keeps the Pareto front in a study store."""

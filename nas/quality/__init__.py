@@ -1,0 +1,1 @@
+"""Quality of a candidate: text in, bits per byte out."""
