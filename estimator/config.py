@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -198,6 +199,11 @@ _BOOLS = (
 )
 
 
+def _show(value: object) -> str:
+    """The value in an error message, which stays one line however large the value is."""
+    return reprlib.repr(value)
+
+
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIZE
 
@@ -206,18 +212,23 @@ def _check_types(config: TransformerConfig) -> None:
     for name in _POSITIVE_INTS:
         value = getattr(config, name)
         if not (_is_size(value) or (value is None and name in _OPTIONAL)):
-            raise ConfigError(f"{name} must be a positive integer below 2^31, not {value!r}", field=name)
+            raise ConfigError(f"{name} must be a positive integer below 2^31, not {_show(value)}", field=name)
     if config.num_hidden_layers > _MAX_LAYERS:
         raise ConfigError(f"num_hidden_layers must be at most {_MAX_LAYERS}", field="num_hidden_layers")
-    if not isinstance(config.type_vocab_size, int) or not 0 <= config.type_vocab_size <= _MAX_SIZE:
-        raise ConfigError(f"type_vocab_size must be 0 or more, not {config.type_vocab_size!r}", field="type_vocab_size")
+    types = config.type_vocab_size
+    if not (_is_size(types) or (types == 0 and not isinstance(types, bool))):
+        raise ConfigError(f"type_vocab_size must be an integer, 0 or more, not {_show(types)}", field="type_vocab_size")
+    if config.rope_scaling is not None and not isinstance(config.rope_scaling, str):
+        raise ConfigError(
+            "rope_scaling must be the JSON text of a Hugging Face rope_scaling table", field="rope_scaling"
+        )
     for name in _BOOLS:
         if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {getattr(config, name)!r}", field=name)
+            raise ConfigError(f"{name} must be true or false, not {_show(getattr(config, name))}", field=name)
     for name in ("norm_eps", "rope_theta"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise ConfigError(f"{name} must be a positive number, not {value!r}", field=name)
+            raise ConfigError(f"{name} must be a positive number, not {_show(value)}", field=name)
     for name in (*PER_LAYER_FIELDS, "weight_source"):
         _check_per_layer(config, name)
 
@@ -237,7 +248,7 @@ def _check_per_layer(config: TransformerConfig, name: str) -> None:
             right = _is_size(value) or (value is None and name == "sliding_window")
             wanted = "a positive integer"
         if not right:
-            raise ConfigError(f"{field}[{index}] must be {wanted}, not {value!r}", field=field)
+            raise ConfigError(f"{field}[{index}] must be {wanted}, not {_show(value)}", field=field)
 
 
 def _set(config: TransformerConfig, name: str, value: object) -> None:
@@ -274,7 +285,9 @@ def _check_choices(config: TransformerConfig) -> None:
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}", field=name)
+            raise ConfigError(
+                f"{name} must be one of {', '.join(allowed)}, not {_show(getattr(config, name))}", field=name
+            )
     if config.head == "causal_lm" and config.architecture != "decoder":
         raise ConfigError("head causal_lm needs architecture decoder; an encoder has masked_lm", field="head")
     if config.head in ("masked_lm", "pooler") and config.architecture != "encoder":
@@ -286,7 +299,7 @@ def _check_choices(config: TransformerConfig) -> None:
 def _canonicalise_layers(config: TransformerConfig) -> None:
     sources = config.weight_source_per_layer
     if sources is not None:
-        sources = tuple(sources[source] for source in sources)  # follow chains to the layer that owns the weights
+        sources = _owners(sources)
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             values = getattr(config, f"{name}_per_layer")
             if values is not None:
@@ -300,6 +313,14 @@ def _canonicalise_layers(config: TransformerConfig) -> None:
         _set(config, name, values[0])
         if len(set(values)) == 1:
             _set(config, f"{name}_per_layer", None)
+
+
+def _owners(sources: tuple[int, ...]) -> tuple[int, ...]:
+    """Follows each chain of reuse to the layer that owns the weights."""
+    owners: list[int] = []
+    for index, source in enumerate(sources):
+        owners.append(index if source == index else owners[source])
+    return tuple(owners)
 
 
 def _check_layer(config: TransformerConfig, layer: Layer) -> None:

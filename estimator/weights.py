@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["part_of", "random_weights", "weight_shapes"]
+__all__ = [
+    "PARTS",
+    "embedding_shapes",
+    "is_linear",
+    "layer_shapes",
+    "output_shapes",
+    "part_of",
+    "random_weights",
+    "weight_shapes",
+]
+
+PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
+NamedShapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -19,7 +31,19 @@ def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
     Tied embeddings and shared layers appear once, under the name of their owner.
     """
-    return dict(_embedding_shapes(config)) | dict(_layer_stack_shapes(config)) | dict(_head_shapes(config))
+    shapes = dict(embedding_shapes(config))
+    for layer in config.layers:
+        if layer.owns_weights:
+            shapes.update(layer_shapes(config, layer))
+    return shapes | dict(output_shapes(config))
+
+
+def is_linear(name: str) -> bool:
+    """True for the matrices that int8 and int4 quantise: those of the linear layers in the blocks, and an untied head.
+
+    Embeddings (a tied head with them), norms, biases, BERT's head transform and the pooler keep the activation type.
+    """
+    return name == "lm_head.weight" or (name.startswith("layers.") and name.endswith("_proj.weight"))
 
 
 def part_of(name: str) -> str:
@@ -55,19 +79,20 @@ def random_weights(config: TransformerConfig, seed: int = 0) -> dict[str, NDArra
     return weights
 
 
-def _norm(config: TransformerConfig, name: str, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _norm(config: TransformerConfig, name: str, size: int) -> NamedShapes:
     yield f"{name}.weight", (size,)
     if config.norm_type == "layer_norm":
         yield f"{name}.bias", (size,)
 
 
-def _linear(name: str, in_size: int, out_size: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _linear(name: str, in_size: int, out_size: int, bias: bool) -> NamedShapes:
     yield f"{name}.weight", (out_size, in_size)
     if bias:
         yield f"{name}.bias", (out_size,)
 
 
-def _embedding_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def embedding_shapes(config: TransformerConfig) -> NamedShapes:
+    """Names and shapes of the weights in front of the layers."""
     yield "embed_tokens.weight", (config.vocab_size, config.hidden_size)
     if config.position_embedding == "learned":
         yield "embed_positions.weight", (config.max_position_embeddings, config.hidden_size)
@@ -77,15 +102,8 @@ def _embedding_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[in
         yield from _norm(config, "embed_norm", config.hidden_size)
 
 
-def _layer_stack_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for layer in config.layers:
-        if layer.owns_weights:
-            yield from _layer_shapes(config, layer)
-    if config.norm_placement == "pre":
-        yield from _norm(config, "norm", config.hidden_size)
-
-
-def _layer_shapes(config: TransformerConfig, layer: Layer) -> Iterator[tuple[str, tuple[int, ...]]]:
+def layer_shapes(config: TransformerConfig, layer: Layer) -> NamedShapes:
+    """Names and shapes of the weights of one layer, as if it owned them."""
     hidden, prefix = config.hidden_size, f"layers.{layer.index}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     yield from _norm(config, f"{prefix}.attention_norm", hidden)
@@ -103,8 +121,11 @@ def _layer_shapes(config: TransformerConfig, layer: Layer) -> Iterator[tuple[str
     yield from _linear(f"{mlp}.down_proj", layer.intermediate_size, hidden, config.mlp_bias)
 
 
-def _head_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def output_shapes(config: TransformerConfig) -> NamedShapes:
+    """Names and shapes of the weights behind the layers: the last norm and the head."""
     hidden = config.hidden_size
+    if config.norm_placement == "pre":
+        yield from _norm(config, "norm", hidden)
     if config.head == "pooler":
         yield from _linear("pooler", hidden, hidden, bias=True)
     if config.head == "masked_lm":

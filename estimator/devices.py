@@ -1,0 +1,99 @@
+"""Named devices: what their makers publish. A number that is not published is None, never a guess."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from estimator.errors import UnknownDeviceError
+
+__all__ = ["DEVICE_KINDS", "Device", "Source", "get_device", "load_devices"]
+
+DEVICE_KINDS = ("cpu", "gpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a number was published: document, address, and the year and month of the publication."""
+
+    title: str
+    url: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One row of devices.toml. `sources` names the origin of every number that is not None, by field name.
+
+    `peak_flops_per_s` holds dense rates by number type. `memory_bytes` is None for a processor sold without memory.
+    """
+
+    name: str
+    label: str
+    kind: str
+    memory_bytes: int | None
+    memory_bandwidth_bytes_per_s: float | None
+    peak_flops_per_s: dict[str, float]
+    tdp_w: float | None
+    price_usd: float | None
+    note: str
+    sources: dict[str, Source]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields, with title, address and date for each number."""
+        values = {name: getattr(self, name) for name in ("name", "label", "kind", *_NUMBERS, "note")}
+        sources = {name: {"title": s.title, "url": s.url, "date": s.date} for name, s in self.sources.items()}
+        return values | {"sources": sources, "origin": "published"}
+
+
+_NUMBERS = ("memory_bytes", "memory_bandwidth_bytes_per_s", "peak_flops_per_s", "tdp_w", "price_usd")
+
+
+@functools.cache
+def load_devices() -> dict[str, Device]:
+    """All devices by name, in the order of the table."""
+    text = resources.files("estimator").joinpath("devices.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    sources = {key: Source(**row) for key, row in table["sources"].items()}
+    return {name: _device(name, row, sources) for name, row in table["devices"].items()}
+
+
+def get_device(name: str) -> Device:
+    """The device of that name, whatever its case; spaces and underscores count as hyphens.
+
+    Raises:
+        UnknownDeviceError: names the devices that are closest, or how to list them.
+    """
+    devices = load_devices()
+    key = name.strip().lower().replace(" ", "-").replace("_", "-")
+    if key in devices:
+        return devices[key]
+    import difflib
+
+    close = difflib.get_close_matches(key, devices, n=3, cutoff=0.4) or [d for d in devices if key and key in d][:3]
+    hint = f"did you mean {' or '.join(close)}?" if close else "`estimator devices` lists the names"
+    raise UnknownDeviceError(f"unknown device {name[:60]!r}; {hint}")
+
+
+def _device(name: str, row: dict[str, Any], sources: dict[str, Source]) -> Device:
+    own = row.get("source_of", {})
+    given = [number for number in _NUMBERS if row.get(number) is not None]
+    return Device(
+        name=name,
+        label=row["label"],
+        kind=row["kind"],
+        memory_bytes=_whole(row.get("memory_bytes")),
+        memory_bandwidth_bytes_per_s=row.get("memory_bandwidth_bytes_per_s"),
+        peak_flops_per_s=row.get("peak_flops_per_s", {}),
+        tdp_w=row.get("tdp_w"),
+        price_usd=row.get("price_usd"),
+        note=row.get("note", ""),
+        sources={number: sources[own.get(number, row["source"])] for number in given},
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
