@@ -162,7 +162,8 @@ class TransformerConfig:
         for field in fields(cls):
             if field.default is MISSING and field.name not in values:
                 raise ConfigError(f"field {field.name!r} is missing", field=field.name)
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        arguments: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**arguments)
 
     def architecture_hash(self) -> str:
         """First 16 hexadecimal digits of the sha256 over the canonical JSON; equal networks share it."""
@@ -215,6 +216,12 @@ def _check_types(config: TransformerConfig) -> None:
             raise ConfigError(f"{name} must be a positive integer below 2^31, not {_show(value)}", field=name)
     if config.num_hidden_layers > _MAX_LAYERS:
         raise ConfigError(f"num_hidden_layers must be at most {_MAX_LAYERS}", field="num_hidden_layers")
+    _check_other_types(config)
+    for name in (*PER_LAYER_FIELDS, "weight_source"):
+        _check_per_layer(config, name)
+
+
+def _check_other_types(config: TransformerConfig) -> None:
     types = config.type_vocab_size
     if not (_is_size(types) or (types == 0 and not isinstance(types, bool))):
         raise ConfigError(f"type_vocab_size must be an integer, 0 or more, not {_show(types)}", field="type_vocab_size")
@@ -229,8 +236,6 @@ def _check_types(config: TransformerConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise ConfigError(f"{name} must be a positive number, not {_show(value)}", field=name)
-    for name in (*PER_LAYER_FIELDS, "weight_source"):
-        _check_per_layer(config, name)
 
 
 def _check_per_layer(config: TransformerConfig, name: str) -> None:

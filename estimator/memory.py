@@ -13,6 +13,8 @@ from estimator.workload import DTYPE_BYTES, Workload
 
 __all__ = [
     "INT4_BLOCK",
+    "RUNTIME_BASE_BYTES",
+    "RUNTIME_WEIGHTS_DIVISOR",
     "MemoryEstimate",
     "count_kv_cache_bytes",
     "count_read_bytes",
@@ -30,8 +32,8 @@ _INT8_SCALE_BYTES = 4  # one fp32 scale per output channel
 _INT4_SCALE_BYTES = 2
 # ONNX Runtime 1.32 on the CPU, our graphs, fp32 and int8, 0.1 M to 134 M parameters, measured: loading adds 11 MB plus
 # 1.2 times the file. The file is the weights, so a fifth of them comes on top.
-_RUNTIME_BASE_BYTES = 11_000_000
-_RUNTIME_WEIGHTS_DIVISOR = 5
+RUNTIME_BASE_BYTES = 11_000_000
+RUNTIME_WEIGHTS_DIVISOR = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,7 @@ def runtime_bytes(weights_bytes: int) -> int:
 
     Source: measured with ONNX Runtime 1.32 on 2 cores; see docs/formulas.md.
     """
-    return _RUNTIME_BASE_BYTES + weights_bytes // _RUNTIME_WEIGHTS_DIVISOR
+    return RUNTIME_BASE_BYTES + weights_bytes // RUNTIME_WEIGHTS_DIVISOR
 
 
 def _activation_elements(config: TransformerConfig, workload: Workload, scores_stored: bool) -> int:

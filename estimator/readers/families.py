@@ -18,11 +18,13 @@ __all__ = ["BOOKKEEPING", "COMMON_REQUIRED", "FAMILIES", "Family"]
 class Family:
     """One Hugging Face model type.
 
-    fields: config.json's name -> ours. defaults: values of omitted fields, by config.json's name. facts: our fields that
-    are fixed for the family. heads: class name -> our head; the first one is what a config without class means.
+    fields: config.json's name -> ours. defaults: values of omitted fields, by config.json's name.
+    facts: our fields that are fixed for the family.
+    heads: class name -> our head; the first one is what a config without class means.
     required: field -> the only values that can be represented exactly. irrelevant: fields that change no size.
     windows: how sliding windows are given: "none", "all" (sliding_window holds for every layer), or "layer_types".
-    bias_fields: our fields that `attention_bias` of config.json sets. untied: heads whose tied weights may be untied.
+    bias_fields: our fields that `attention_bias` of config.json sets.
+    may_untie: whether a head without tied weights can be represented.
     """
 
     fields: Mapping[str, str]
@@ -36,20 +38,24 @@ class Family:
     may_untie: bool = True
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Fields of every config.json that describe how a checkpoint is loaded, trained or sampled from, never its shape.
-BOOKKEEPING = frozenset(
+BOOKKEEPING = _words(
     """
     _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation architectures
     model_type transformers_version torch_dtype dtype use_cache use_bfloat16 output_attentions output_hidden_states
     return_dict return_dict_in_generate output_scores tokenizer_class prefix problem_type finetuning_task
     task_specific_params id2label label2id num_labels initializer_range gradient_checkpointing chunk_size_feed_forward
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id
-    max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
-    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
+    max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss tie_last_hidden_states
     unsloth_fixed unsloth_version
-    """.split()
+    """
 )
 # Fields that any config.json may carry and that change the network unless they have these values.
 COMMON_REQUIRED: dict[str, tuple[Any, ...]] = {
@@ -197,11 +203,11 @@ FAMILIES: Mapping[str, Family] = {
             "scale_attn_by_inverse_layer_idx": (False,),
             "reorder_and_upcast_attn": (False,),
         },
-        irrelevant=frozenset(
+        irrelevant=_words(
             """
             resid_pdrop embd_pdrop attn_pdrop n_ctx summary_type summary_use_proj summary_activation
             summary_proj_to_labels summary_first_dropout
-            """.split()
+            """
         ),
     ),
     "bert": Family(
@@ -232,11 +238,11 @@ FAMILIES: Mapping[str, Family] = {
         heads={"BertModel": "pooler", "BertForMaskedLM": "masked_lm"},
         required={"position_embedding_type": ("absolute",)},
         # the pooler fields were written by BERT's first exporter and are read by no class
-        irrelevant=frozenset(
+        irrelevant=_words(
             """
             hidden_dropout_prob attention_probs_dropout_prob classifier_dropout directionality pooler_fc_size
             pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-            """.split()
+            """
         ),
         may_untie=False,
     ),

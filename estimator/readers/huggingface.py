@@ -141,7 +141,7 @@ def _biases(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and rope_scaling, from either spelling of transformers: rope_scaling, or rope_parameters (from 5.0)."""
+    """rope_theta and rope_scaling, from either spelling: rope_scaling, or rope_parameters (transformers 5)."""
     if family.facts.get("position_embedding") != "rotary":
         return {}
     fields: dict[str, Any] = {}

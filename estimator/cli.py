@@ -1,0 +1,316 @@
+"""The command line `estimator`: size, devices, measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from estimator.devices import Device, get_device, load_devices
+from estimator.errors import EstimatorError
+from estimator.figures import Figure
+from estimator.readers.source import ModelSource, bundled_models, read_source
+from estimator.sizing import Estimate, estimate
+from estimator.workload import FLOAT_DTYPES, WEIGHT_DTYPES, Workload
+
+__all__ = ["build_parser", "main"]
+
+_EXAMPLES = """examples:
+  estimator size gpt2                                     a bundled model
+  estimator size ./my-model --device t4                   does it fit, how fast could it be
+  estimator size llama-3.1-8b --weight-dtype int4 --sequence-length 4096 --generate 256
+  estimator size qwen3-0.6b --explain                     every figure with its formula and source
+  estimator devices raspberry-pi-5                        what is known of a device, and where it was published
+  estimator measure gpt2                                  run it here with ONNX Runtime
+
+exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood"""
+_SIZE_HELP = """What a model needs: parameters, memory, FLOPs. With a device: whether it fits, and the bound on its time.
+
+SOURCE is a Hugging Face config.json, its folder, or a bundled model:
+"""
+_SIZE_EXAMPLES = """examples:
+  estimator size gpt2
+  estimator size ./config.json --batch-size 8 --sequence-length 2048 --json
+  estimator size mistral-7b --weight-dtype int8 --kv-dtype bf16 --device l4"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 answered, 1 failed, 2 wrong usage, 3 input not understood."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(with_measure=arguments[:1] == ["measure"])
+    args = parser.parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except EstimatorError as error:
+        print(f"estimator: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader has what it wanted; without this Python complains when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"estimator: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def build_parser(*, with_measure: bool) -> argparse.ArgumentParser:
+    """The parser of all commands. The arguments of `measure` are added only on request: they load ONNX Runtime."""
+    parser = argparse.ArgumentParser(
+        prog="estimator",
+        description="Says what a transformer needs on a device, and measures what it takes here.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_size(commands)
+    _add_devices(commands)
+    if with_measure:
+        from estimator.measuring import command
+
+        command.add_parser(commands)
+        commands.choices["measure"].set_defaults(run=command.run)
+    else:
+        commands.add_parser("measure", help="latency and memory on this machine, with ONNX Runtime")
+    return parser
+
+
+def _add_size(commands: Any) -> None:
+    parser = commands.add_parser(
+        "size",
+        help="parameters, memory, FLOPs, and the time bound on a device",
+        description=_SIZE_HELP + "  " + ", ".join(bundled_models()),
+        epilog=_SIZE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Workload()
+    parser.add_argument("source", metavar="SOURCE", help="config.json, its folder, or a bundled model")
+    parser.add_argument("--device", metavar="D", help="a name from `estimator devices`")
+    parser.add_argument(
+        "--batch-size", type=_count(1), default=default.batch_size, metavar="N", help="sequences (%(default)s)"
+    )
+    parser.add_argument(
+        "--sequence-length",
+        type=_count(1),
+        default=default.prompt_length,
+        metavar="N",
+        help="prompt tokens (%(default)s)",
+    )
+    parser.add_argument(
+        "--generate", type=_count(0), default=default.generated_length, metavar="N", help="new tokens (%(default)s)"
+    )
+    parser.add_argument("--weight-dtype", choices=WEIGHT_DTYPES, help="default: the dtype of the config, else fp32")
+    parser.add_argument("--kv-dtype", choices=(*FLOAT_DTYPES, "int8"), help="default: the type of the activations")
+    parser.add_argument("--explain", action="store_true", help="derive every figure")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run=_run_size)
+
+
+def _add_devices(commands: Any) -> None:
+    parser = commands.add_parser("devices", help="the table of devices, or one with its sources")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show one device with all sources")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run=_run_devices)
+
+
+def _count(least: int) -> Any:
+    """An argparse type: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        value = int(text) if text.strip().lstrip("+-").isdecimal() and len(text) < 12 else None
+        if value is None or not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"must be an integer from {least} to 2147483647, not {text[:40]!r}")
+        return value
+
+    return parse
+
+
+def _run_size(args: argparse.Namespace) -> int:
+    source = read_source(args.source)
+    device = None if args.device is None else get_device(args.device)
+    result = estimate(source.config, _workload(args, source), device)
+    result = replace(result, name=source.name, warnings=(*source.warnings, *result.warnings))
+    if args.json:
+        _print_json(_size_document(result, source, explained=args.explain))
+        return 0
+    print(_size_table(result, source))
+    if args.explain:
+        print(_explanation(result))
+    print(f"\nnext: {_next_step(args, result)}", file=sys.stderr)
+    return 0
+
+
+def _workload(args: argparse.Namespace, source: ModelSource) -> Workload:
+    """Weights in the given type or the config's; activations follow a float type; the cache follows the activations."""
+    stored = source.dtype or "fp32"
+    weights = args.weight_dtype or stored
+    activations = weights if weights in FLOAT_DTYPES else stored
+    return Workload(
+        batch_size=args.batch_size,
+        prompt_length=args.sequence_length,
+        generated_length=args.generate,
+        weight_dtype=weights,
+        activation_dtype=activations,
+        kv_cache_dtype=args.kv_dtype or activations,
+    )
+
+
+def _size_document(result: Estimate, source: ModelSource, *, explained: bool) -> dict[str, Any]:
+    document = result.to_dict()
+    document["model"] |= {"class": source.hf_class, "path": None if source.path is None else str(source.path)}
+    if explained:
+        from estimator.explain import LEGEND, derive
+
+        document["explain"] = {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}
+    return document
+
+
+def _size_table(result: Estimate, source: ModelSource) -> str:
+    config, workload, memory, compute = result.config, result.workload, result.memory, result.compute
+    named = f" ({source.hf_class})" if source.hf_class else ""
+    lines = [
+        f"{source.name}: {config.architecture}, {config.num_hidden_layers} layers, hidden size {config.hidden_size:,}, "
+        f"{config.num_attention_heads} heads{named}",
+        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,} tokens",
+        f"weights {workload.weight_dtype}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
+        "",
+        _row("parameters", result.params.total, "", "counted"),
+        *(_row(f"  {part.replace('_', ' ')}", count, "", "counted") for part, count in result.params.by_part.items()),
+        _row("memory", memory.total_bytes, "B", "modelled"),
+        _row("  weights", memory.weights_bytes, "B", "counted"),
+        _row("  KV cache", memory.kv_cache_bytes, "B", "counted"),
+        _row("  activations", memory.activations_bytes, "B", "modelled"),
+        _row("  runtime", memory.runtime_bytes, "B", "modelled"),
+        _row("prefill", compute.prefill_flops, "FLOP", "counted"),
+        _row("decode, per token", compute.decode_flops_per_token, "FLOP", "counted"),
+        *_latency_lines(result),
+        *(f"warning: {warning}" for warning in result.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _latency_lines(result: Estimate) -> list[str]:
+    if result.latency is None or result.device is None:
+        return []
+    answer = {True: "yes", False: "no", None: "not known"}[result.fits]
+    capacity = result.device.memory_bytes
+    of = "" if capacity is None else f", {result.memory.total_bytes / capacity:.0%} of {_short(capacity, 'B')}"
+    return [
+        "",
+        f"on {result.device.label}",
+        f"  fits               {answer}{of}",
+        _bound("  prefill", result.latency.prefill_s, result.latency.prefill_limit),
+        _bound("  decode, per token", result.latency.decode_s_per_token, result.latency.decode_limit),
+    ]
+
+
+def _bound(label: str, figure: Figure | None, limit: str | None) -> str:
+    if figure is None or figure.low is None or figure.high is None:
+        return f"{label:<20} -"
+    span = f"at least {_short(figure.low, 's')}, measured runs up to {_short(figure.high, 's')}"
+    return f"{label:<20} {span}   {figure.origin}, {limit} binds"
+
+
+def _row(label: str, value: int | None, unit: str, origin: str) -> str:
+    if value is None:
+        return f"{label:<20} {'-':>12}"
+    return f"{label:<20} {_short(value, unit):>12} {value:>24,}   {origin}"
+
+
+def _short(value: float, unit: str) -> str:
+    """Three or four digits with a decimal prefix: 1.235 G."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")):
+        if value >= factor:
+            return f"{value / factor:.4g} {prefix}{unit}".rstrip()
+    for factor, prefix in ((1e-3, "m"), (1e-6, "µ")):
+        if value >= factor:
+            return f"{value / factor:.4g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _explanation(result: Estimate) -> str:
+    from estimator.explain import LEGEND, derive
+
+    lines = ["", "how each figure is derived", f"  {LEGEND}"]
+    for row in derive(result):
+        value = f"{row.value:,}" if isinstance(row.value, int) else f"{row.value:.4g}"
+        lines += ["", f"{row.figure} = {value}   ({row.origin})", f"  = {row.formula}", f"  = {row.numbers}"]
+        lines.append(f"  source: {row.source}")
+    return "\n".join(lines)
+
+
+def _next_step(args: argparse.Namespace, result: Estimate) -> str:
+    if result.device is None:
+        return f"estimator size {args.source} --device t4   (`estimator devices` lists the names)"
+    if result.fits is False and result.workload.weight_dtype != "int4":
+        return f"estimator size {args.source} --device {args.device} --weight-dtype int4"
+    if not args.explain:
+        return f"estimator size {args.source} --device {args.device} --explain"
+    return f"estimator measure {args.source}"
+
+
+def _run_devices(args: argparse.Namespace) -> int:
+    if args.name is not None:
+        device = get_device(args.name)
+        if args.json:
+            _print_json(device.to_dict())
+        else:
+            print(_device_page(device))
+        return 0
+    devices = load_devices().values()
+    if args.json:
+        _print_json({"devices": [device.to_dict() for device in devices]})
+        return 0
+    print(_device_line("name", "memory", "bandwidth", "fp32", "fp16", "int8", "power", "device"))
+    for device in devices:
+        rates = [_known(device.peak_flops_per_s.get(dtype), "FLOP/s") for dtype in ("fp32", "fp16", "int8")]
+        memory, bandwidth = _known(device.memory_bytes, "B"), _known(device.memory_bandwidth_bytes_per_s, "B/s")
+        print(_device_line(device.name, memory, bandwidth, *rates, _known(device.tdp_w, "W"), device.label))
+    print("\nnext: estimator devices NAME   (every number with its source and date)", file=sys.stderr)
+    return 0
+
+
+def _device_line(name: str, *cells: str) -> str:
+    *numbers, label = cells
+    return f"{name:<18}" + "".join(f"{cell:>14}" for cell in numbers) + f"  {label}"
+
+
+def _known(value: float | None, unit: str) -> str:
+    return "-" if value is None else _short(value, unit)
+
+
+def _device_page(device: Device) -> str:
+    lines = [f"{device.name}: {device.label} ({device.kind})"]
+    numbers = {
+        "memory_bytes": _known(device.memory_bytes, "B"),
+        "memory_bandwidth_bytes_per_s": _known(device.memory_bandwidth_bytes_per_s, "B/s"),
+        "peak_flops_per_s": ", ".join(f"{t} {_short(rate, 'FLOP/s')}" for t, rate in device.peak_flops_per_s.items()),
+        "tdp_w": _known(device.tdp_w, "W"),
+        "price_usd": _known(device.price_usd, "USD"),
+    }
+    for name, shown in numbers.items():
+        source = device.sources.get(name)
+        lines.append(f"  {name:<30} {shown or '-'}")
+        lines.append(f"  {'':<30} " + (f"{source.title}, {source.date}, {source.url}" if source else "not published"))
+    if device.note:
+        lines.append(f"  note: {device.note}")
+    return "\n".join(lines)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
