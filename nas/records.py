@@ -14,7 +14,17 @@ from estimator.config import TransformerConfig
 from estimator.figures import Figure
 from nas.spec import StudySpec
 
-__all__ = ["STUDY_STATES", "TRIAL_STATES", "Artifact", "Event", "Observation", "StudyRecord", "TrialRecord"]
+__all__ = [
+    "STUDY_STATES",
+    "TRIAL_STATES",
+    "Artifact",
+    "Event",
+    "MeasurementKey",
+    "Observation",
+    "QualityKey",
+    "StudyRecord",
+    "TrialRecord",
+]
 
 TRIAL_STATES = ("running", "complete", "pruned", "fail")
 # new: nothing asked yet. running: a process works on it. stopped: interrupted, can be resumed. finished: budget spent.
@@ -43,6 +53,26 @@ class Artifact:
     weight_dtype: str
     weights_path: str | None  # safetensors with the trained fp32 weights, relative as well
     architecture_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementKey:
+    """What makes two measurements the same one: texts or hashes of what was run, on what, on which device and how."""
+
+    artifact_sha256: str
+    workload: str
+    device: str
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityKey:
+    """What makes two quality scores the same one: the network, its number type, the data, and the settings."""
+
+    architecture_hash: str
+    weight_dtype: str
+    data_fingerprint: str
+    settings: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
