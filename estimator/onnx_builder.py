@@ -1,0 +1,167 @@
+"""Builds the ONNX file of a config, and reads back what a built file holds."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from estimator.config import TransformerConfig
+from estimator.errors import BuildError, ConfigError, CorruptFileError, StorageFullError
+from estimator.onnx_blocks import BUILD_DTYPES, write_graph
+from estimator.onnx_graph import is_parameter
+from estimator.onnx_wire import check_self_contained
+from estimator.ort_session import PROVIDERS
+from estimator.weights import random_weights, weight_shapes
+
+__all__ = ["OnnxArtifact", "build_onnx", "read_artifact", "read_config"]
+
+_MAX_FILE_BYTES = 2**31 - 1  # the limit of a protobuf message
+_PREFIX = "archfront."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxArtifact:
+    """One ONNX file, identified by its sha256. `num_params` is counted in the file: tied and shared weights once."""
+
+    path: Path
+    sha256: str
+    file_bytes: int
+    opset: int
+    num_params: int
+    weight_dtype: str
+    provider: str
+    architecture_hash: str
+
+
+def build_onnx(
+    config: TransformerConfig,
+    weights: Mapping[str, NDArray[np.floating]] | None = None,
+    *,
+    path: str | Path,
+    weight_dtype: str = "fp32",
+    provider: str = "cpu",
+    seed: int = 0,
+) -> OnnxArtifact:
+    """Writes the ONNX file of `config` to `path`, whole or not at all; a decoder's file serves prefill and decode.
+
+    `weights` are arrays by the names of `weight_shapes`; None means `random_weights(config, seed)`. The same config and
+    weights give the same bytes.
+
+    Raises:
+        BuildError: a weight is missing, unknown or of the wrong shape, or the type, the provider or a part of the
+            config cannot be built.
+        StorageFullError: there is no space left; nothing is left behind.
+    """
+    _check_target(weight_dtype, provider)
+    weights = random_weights(config, seed) if weights is None else _checked(config, weights)
+    writer = write_graph(config, weights, weight_dtype=weight_dtype)
+    model = writer.model(
+        {
+            f"{_PREFIX}config": json.dumps(config.to_dict(), sort_keys=True),
+            f"{_PREFIX}weight_dtype": weight_dtype,
+            f"{_PREFIX}provider": provider,
+        }
+    )
+    if model.ByteSize() > _MAX_FILE_BYTES:
+        raise BuildError(f"the file would have {model.ByteSize()} bytes; an ONNX file holds at most {_MAX_FILE_BYTES}")
+    _write_atomically(Path(path), model.SerializeToString())
+    return read_artifact(path)
+
+
+def read_artifact(path: str | Path) -> OnnxArtifact:
+    """What the file at `path` is, counted and read from the file itself.
+
+    Raises:
+        CorruptFileError: the file is missing, no ONNX model, or not written by `build_onnx`.
+    """
+    path = Path(path)
+    model, config, data = _read(path)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxArtifact(
+        path=path,
+        sha256=hashlib.sha256(data).hexdigest(),
+        file_bytes=len(data),
+        opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
+        num_params=sum(math.prod(t.dims) for t in model.graph.initializer if is_parameter(t.name)),
+        weight_dtype=properties[f"{_PREFIX}weight_dtype"],
+        provider=properties[f"{_PREFIX}provider"],
+        architecture_hash=config.architecture_hash(),
+    )
+
+
+def read_config(path: str | Path) -> TransformerConfig:
+    """The config that the file at `path` was built from.
+
+    Raises:
+        CorruptFileError: the file is missing, no ONNX model, or not written by `build_onnx`.
+    """
+    return _read(Path(path))[1]
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, TransformerConfig, bytes]:
+    check_self_contained(path)
+    data = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(data)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        config = TransformerConfig.from_dict(json.loads(properties[f"{_PREFIX}config"]))
+    except (DecodeError, RuntimeError) as error:
+        raise CorruptFileError(f"{path} is not an ONNX file") from error
+    except (KeyError, ValueError, ConfigError) as error:
+        raise CorruptFileError(f"{path} was not written by Archfront: it holds no config") from error
+    return model, config, data
+
+
+def _check_target(weight_dtype: str, provider: str) -> None:
+    if weight_dtype not in BUILD_DTYPES:
+        raise BuildError(f"weight_dtype {weight_dtype!r} cannot be built; these can: {', '.join(BUILD_DTYPES)}")
+    if provider not in PROVIDERS:
+        raise BuildError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    if provider != "cpu" and weight_dtype == "int8":
+        raise BuildError(f"int8 has kernels on the CPU only; build fp32 for provider {provider}")
+
+
+def _checked(config: TransformerConfig, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float32]]:
+    """The weights as fp32, every name and shape as `weight_shapes` wants it."""
+    shapes = weight_shapes(config)
+    for name in weights:
+        if name not in shapes:
+            raise BuildError(f"weight {name!r} is not one of this config's")
+    checked = {}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise BuildError(f"weight {name!r} is missing")
+        checked[name] = np.asarray(weights[name], np.float32)
+        if checked[name].shape != shape:
+            raise BuildError(f"weight {name!r} has shape {checked[name].shape}; this config needs {shape}")
+    return checked
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Writes beside `path` and renames, so that nobody ever sees half a file."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"{path}: no space left for {len(data)} bytes") from error
+        raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,93 @@
+"""Writes one ONNX graph, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+__all__ = ["CONTRIB_DOMAIN", "OPSET", "GraphWriter", "is_parameter"]
+
+OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
+CONTRIB_DOMAIN = "com.microsoft"
+_IR_VERSION = 11  # the one released with opset 23
+_ELEMENT_TYPES = {
+    "float": onnx.TensorProto.FLOAT,
+    "int64": onnx.TensorProto.INT64,
+}
+
+
+def is_parameter(name: str) -> bool:
+    """True for the initialisers that hold stored weights; constants and the scales of int8 are none."""
+    return name.endswith((".weight", ".bias"))
+
+
+class GraphWriter:
+    """Collects nodes, initialisers, inputs and outputs; `model()` puts them together.
+
+    A value is known by its name, a string. Methods that add a node return the name of its (first) output.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._domains: set[str] = {""}
+
+    def node(self, op: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any) -> str:
+        """Adds a node; its outputs are named after it unless `outputs` names them."""
+        name = f"{op}_{len(self._nodes)}"
+        outputs = outputs or (name,)
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
+        self._domains.add(domain)
+        return outputs[0]
+
+    def split(self, value: str, sizes: Sequence[int]) -> tuple[str, ...]:
+        """Parts of the last axis."""
+        outputs = tuple(f"Split_{len(self._nodes)}_{part}" for part in range(len(sizes)))
+        self.node("Split", value, self.ints(*sizes), outputs=outputs, axis=-1)
+        return outputs
+
+    def has(self, name: str) -> bool:
+        """True when an initialiser of that name is there."""
+        return name in self._initializers
+
+    def initializer(self, name: str, values: NDArray[Any]) -> str:
+        """Stores a named tensor once; a second call with the same name changes nothing."""
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """An int64 vector constant."""
+        return self.initializer("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: int | float) -> str:
+        """An int64 or fp32 scalar constant."""
+        dtype = np.int64 if isinstance(value, int) else np.float32
+        return self.initializer(f"scalar_{value!r}", np.array(value, dtype))
+
+    def input(self, name: str, element_type: str, shape: Sequence[int | str]) -> str:
+        """Declares an input of the graph; a string in the shape is a dynamic axis."""
+        self._inputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[element_type], shape))
+        return name
+
+    def output(self, name: str, element_type: str, shape: Sequence[int | str]) -> str:
+        """Declares an output of the graph, a value that a node has as its output."""
+        self._outputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[element_type], shape))
+        return name
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The finished model with `metadata` as its properties; the same calls give the same bytes."""
+        graph = helper.make_graph(
+            self._nodes, "transformer", self._inputs, self._outputs, list(self._initializers.values())
+        )
+        opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self._domains)]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="archfront", ir_version=_IR_VERSION)
+        helper.set_model_props(model, metadata)
+        return model

@@ -1,0 +1,97 @@
+"""Looks through an ONNX file without reading its weights, whatever the file's size.
+
+Only lengths and tags of the protobuf encoding are read (mapped pages of the weights stay untouched), so a process that
+measures its own peak memory can afford it.
+Source: https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from estimator.errors import CorruptFileError
+
+__all__ = ["check_self_contained"]
+
+# Which fields of a message hold which messages, as far as tensors can be found in them.
+_CHILDREN: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_TENSOR_EXTERNAL_DATA = 13
+_GRAPH = 7
+_MOST_LEVELS = 64
+
+
+def check_self_contained(path: str | Path) -> None:
+    """Refuses what is no ONNX file, and an ONNX file that keeps weights in other files.
+
+    Raises:
+        CorruptFileError: the file is missing, no ONNX model, or keeps weights in other files.
+    """
+    try:
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            fields = {number for number, _, _ in _fields(data, 0, len(data))}
+            external = _GRAPH in fields and _has_external(data, "model", 0, len(data), 0)
+    except OSError as error:
+        raise CorruptFileError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not an ONNX file: {error}") from error
+    if _GRAPH not in fields:
+        raise CorruptFileError(f"{path} is not an ONNX file: it has no graph")
+    if external:
+        raise CorruptFileError(f"{path} keeps weights in other files; all of them must be inside")
+
+
+def _has_external(data: mmap.mmap, message: str, start: int, end: int, level: int) -> bool:
+    if level > _MOST_LEVELS:
+        raise ValueError("graphs are nested too deeply")
+    for number, first, last in _fields(data, start, end):
+        if message == "tensor" and number == _TENSOR_EXTERNAL_DATA:
+            return True
+        child = _CHILDREN[message].get(number)
+        if child is not None and _has_external(data, child, first, last, level + 1):
+            return True
+    return False
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first byte and end of each field of the message in data[start:end]."""
+    position = start
+    while position < end:
+        tag, position = _varint(data, position, end)
+        first = position
+        match tag & 7:
+            case 0:
+                _, position = _varint(data, position, end)
+            case 1:
+                position += 8
+            case 2:
+                length, first = _varint(data, position, end)
+                position = first + length
+            case 5:
+                position += 4
+            case _:
+                raise ValueError("its fields cannot be told apart")
+        if position > end or tag >> 3 == 0:
+            raise ValueError("it ends too early")
+        yield tag >> 3, first, position
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """The number at `position`, and the position behind it."""
+    value = shift = 0
+    while position < end and shift < 64:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position
+    raise ValueError("it ends too early")
