@@ -10,6 +10,7 @@ NasError
 │   ├── NotFoundError       no such study or trial                         (exit code 2)
 │   ├── StoreVersionError   written by a newer Archfront
 │   └── StoreCorruptError   not a database
+├── SpaceExhaustedError     every candidate of the space has been proposed (exit code 1)
 └── EvaluationError         a candidate failed; stored with the trial, the search goes on
 """
 
@@ -23,6 +24,7 @@ __all__ = [
     "NotFoundError",
     "ObjectiveError",
     "SpaceError",
+    "SpaceExhaustedError",
     "StoreCorruptError",
     "StoreError",
     "StoreVersionError",
@@ -79,6 +81,10 @@ class StoreVersionError(StoreError):
 
 class StoreCorruptError(StoreError):
     """The store is not a database that can be read."""
+
+
+class SpaceExhaustedError(NasError):
+    """Every candidate of the space that can meet the constraints has been proposed."""
 
 
 class EvaluationError(NasError):

@@ -6,7 +6,7 @@ fail (built or measured in vain; the reason is stored).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,9 +19,8 @@ __all__ = [
     "TRIAL_STATES",
     "Artifact",
     "Event",
-    "MeasurementKey",
+    "KnownQuality",
     "Observation",
-    "QualityKey",
     "StudyRecord",
     "TrialRecord",
 ]
@@ -40,6 +39,10 @@ class Observation:
     cost_s: float
     created_at: datetime
 
+    def to_dict(self) -> dict[str, Any]:
+        figure = self.figure.to_dict()
+        return {"objective": self.objective, **figure, "cost_s": self.cost_s, "created_at": self.created_at.isoformat()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
@@ -56,23 +59,11 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeasurementKey:
-    """What makes two measurements the same one: texts or hashes of what was run, on what, on which device and how."""
+class KnownQuality:
+    """A score that was paid for already, and the file it belongs to."""
 
     artifact_sha256: str
-    workload: str
-    device: str
-    plan: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QualityKey:
-    """What makes two quality scores the same one: the network, its number type, the data, and the settings."""
-
-    architecture_hash: str
-    weight_dtype: str
-    data_fingerprint: str
-    settings: str
+    quality: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +95,26 @@ class TrialRecord:
     def figures(self) -> dict[str, Figure]:
         """Latest figure of each objective that has been observed."""
         return {observation.objective: observation.figure for observation in self.observations}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: everything but the sampler's own state; `figures` has the latest of each objective."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "params": self.params,
+            "config": self.config.to_dict(),
+            "architecture_hash": self.architecture_hash,
+            "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
+            "observations": [observation.to_dict() for observation in self.observations],
+            "created_at": self.created_at.isoformat(),
+            "finished_at": None if self.finished_at is None else self.finished_at.isoformat(),
+            "error_type": self.error_type,
+            "error_text": self.error_text,
+            "duplicate_of": self.duplicate_of,
+            "artifact": None if self.artifact is None else asdict(self.artifact),
+            "measurement": self.measurement,
+            "quality": self.quality,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
