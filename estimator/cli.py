@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ _EXAMPLES = """examples:
   estimator measure gpt2                                  run it here with ONNX Runtime
 
 exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood"""
-_SIZE_HELP = """What a model needs: parameters, memory, FLOPs. With a device: whether it fits, and the bound on its time.
+_SIZE_HELP = """What a model needs: parameters, memory, FLOPs. With a device: whether it fits, and its time at best.
 
 SOURCE is a Hugging Face config.json, its folder, or a bundled model:
 """
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(with_measure=arguments[:1] == ["measure"])
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter gets its code instead
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -178,7 +181,7 @@ def _size_table(result: Estimate, source: ModelSource) -> str:
     lines = [
         f"{source.name}: {config.architecture}, {config.num_hidden_layers} layers, hidden size {config.hidden_size:,}, "
         f"{config.num_attention_heads} heads{named}",
-        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,} tokens",
+        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,}",
         f"weights {workload.weight_dtype}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
         "",
         _row("parameters", result.params.total, "", "counted"),
@@ -214,7 +217,7 @@ def _latency_lines(result: Estimate) -> list[str]:
 def _bound(label: str, figure: Figure | None, limit: str | None) -> str:
     if figure is None or figure.low is None or figure.high is None:
         return f"{label:<20} -"
-    span = f"at least {_short(figure.low, 's')}, measured runs up to {_short(figure.high, 's')}"
+    span = f"at least {_short(figure.low, 's')}, measured runs took up to {_short(figure.high, 's')}"
     return f"{label:<20} {span}   {figure.origin}, {limit} binds"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from estimator.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "HEADS", "Layer", "TransformerConfig"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "HEADS", "Layer", "TransformerConfig", "show"]
 
 ARCHITECTURES = ("decoder", "encoder")
 # Hugging Face's `hidden_act` names. gelu_new, gelu_pytorch_tanh and gelu_fast are one function (tanh approximation).
@@ -200,9 +200,11 @@ _BOOLS = (
 )
 
 
-def _show(value: object) -> str:
-    """The value in an error message, which stays one line however large the value is."""
-    return reprlib.repr(value)
+def show(value: object) -> str:
+    """The value for an error message, which stays one line however large the value is."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 80
+    return shortener.repr(value)
 
 
 def _is_size(value: object) -> bool:
@@ -213,7 +215,7 @@ def _check_types(config: TransformerConfig) -> None:
     for name in _POSITIVE_INTS:
         value = getattr(config, name)
         if not (_is_size(value) or (value is None and name in _OPTIONAL)):
-            raise ConfigError(f"{name} must be a positive integer below 2^31, not {_show(value)}", field=name)
+            raise ConfigError(f"{name} must be a positive integer below 2^31, not {show(value)}", field=name)
     if config.num_hidden_layers > _MAX_LAYERS:
         raise ConfigError(f"num_hidden_layers must be at most {_MAX_LAYERS}", field="num_hidden_layers")
     _check_other_types(config)
@@ -224,18 +226,18 @@ def _check_types(config: TransformerConfig) -> None:
 def _check_other_types(config: TransformerConfig) -> None:
     types = config.type_vocab_size
     if not (_is_size(types) or (types == 0 and not isinstance(types, bool))):
-        raise ConfigError(f"type_vocab_size must be an integer, 0 or more, not {_show(types)}", field="type_vocab_size")
+        raise ConfigError(f"type_vocab_size must be an integer, 0 or more, not {show(types)}", field="type_vocab_size")
     if config.rope_scaling is not None and not isinstance(config.rope_scaling, str):
         raise ConfigError(
             "rope_scaling must be the JSON text of a Hugging Face rope_scaling table", field="rope_scaling"
         )
     for name in _BOOLS:
         if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {_show(getattr(config, name))}", field=name)
+            raise ConfigError(f"{name} must be true or false, not {show(getattr(config, name))}", field=name)
     for name in ("norm_eps", "rope_theta"):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise ConfigError(f"{name} must be a positive number, not {_show(value)}", field=name)
+            raise ConfigError(f"{name} must be a positive number, not {show(value)}", field=name)
 
 
 def _check_per_layer(config: TransformerConfig, name: str) -> None:
@@ -253,7 +255,7 @@ def _check_per_layer(config: TransformerConfig, name: str) -> None:
             right = _is_size(value) or (value is None and name == "sliding_window")
             wanted = "a positive integer"
         if not right:
-            raise ConfigError(f"{field}[{index}] must be {wanted}, not {_show(value)}", field=field)
+            raise ConfigError(f"{field}[{index}] must be {wanted}, not {show(value)}", field=field)
 
 
 def _set(config: TransformerConfig, name: str, value: object) -> None:
@@ -291,7 +293,7 @@ def _check_choices(config: TransformerConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ConfigError(
-                f"{name} must be one of {', '.join(allowed)}, not {_show(getattr(config, name))}", field=name
+                f"{name} must be one of {', '.join(allowed)}, not {show(getattr(config, name))}", field=name
             )
     if config.head == "causal_lm" and config.architecture != "decoder":
         raise ConfigError("head causal_lm needs architecture decoder; an encoder has masked_lm", field="head")

@@ -73,7 +73,8 @@ def get_device(name: str) -> Device:
         return devices[key]
     import difflib
 
-    close = difflib.get_close_matches(key, devices, n=3, cutoff=0.4) or [d for d in devices if key and key in d][:3]
+    holding = [device for device in devices if key and key in device]
+    close = holding[:3] or difflib.get_close_matches(key, devices, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "`estimator devices` lists the names"
     raise UnknownDeviceError(f"unknown device {name[:60]!r}; {hint}")
 

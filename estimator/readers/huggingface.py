@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from estimator.config import TransformerConfig
+from estimator.config import TransformerConfig, show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.readers.families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES, Family
 
@@ -30,7 +29,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, str | Non
         return _read_native(values), _named_class(values), ()
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join((*FAMILIES, NATIVE_MODEL_TYPE))
-        what = "no model_type" if model_type is None else f"model_type {reprlib.repr(model_type)}"
+        what = "no model_type" if model_type is None else f"model_type {show(model_type)}"
         raise UnsupportedModelError(f"{what} is not supported; supported are {supported}")
     family = FAMILIES[model_type]
     hf_class, warnings = _choose_class(family, values)
@@ -57,9 +56,9 @@ def read_dtype(values: Mapping[str, Any]) -> str | None:
     name = values.get("dtype") or values.get("torch_dtype")
     if name is None or name == "auto":
         return None
-    short = name.removeprefix("torch.") if isinstance(name, str) else name
+    short = name.removeprefix("torch.") if isinstance(name, str) else ""
     if short not in _DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, not {reprlib.repr(name)}", field="dtype")
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, not {show(name)}", field="dtype")
     return _DTYPES[short]
 
 
@@ -85,7 +84,7 @@ def _choose_class(family: Family, values: Mapping[str, Any]) -> tuple[str, tuple
         return first, (f"config.json names no class in architectures; read as {first}",)
     if name not in family.heads:
         raise UnsupportedModelError(
-            f"class {reprlib.repr(name)} is not supported for model_type {values['model_type']}; "
+            f"class {show(name)} is not supported for model_type {values['model_type']}; "
             f"supported are {', '.join(family.heads)}"
         )
     return name, ()
@@ -101,7 +100,7 @@ def _check_fields(model_type: str, family: Family, values: Mapping[str, Any]) ->
             continue
         if name not in required:
             raise ConfigError(
-                f"field {reprlib.repr(name)} is not known for model_type {model_type} and could change its size",
+                f"field {show(name)} is not known for model_type {model_type} and could change its size",
                 field=name,
             )
         _check_required(model_type, name, value, required[name])
@@ -111,7 +110,7 @@ def _check_required(model_type: str, name: str, value: object, allowed: tuple[An
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
         shown = " or ".join(json.dumps(choice) for choice in allowed)
         raise ConfigError(
-            f"{name} {reprlib.repr(value)} is not supported for model_type {model_type}; only {shown} is", field=name
+            f"{name} {show(value)} is not supported for model_type {model_type}; only {shown} is", field=name
         )
 
 
@@ -150,7 +149,7 @@ def _rope(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
         if table is None:
             continue
         if not isinstance(table, dict):
-            raise ConfigError(f"{name} must be an object or null, not {reprlib.repr(table)}", field=name)
+            raise ConfigError(f"{name} must be an object or null, not {show(table)}", field=name)
         scaling = {("rope_type" if key == "type" else key): value for key, value in table.items()}
         if "rope_theta" in scaling:
             fields["rope_theta"] = scaling.pop("rope_theta")
@@ -189,7 +188,7 @@ def _sliding_layers(given: Mapping[str, Any], num_layers: int, has_window: bool)
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise ConfigError(
-                f"layer_types must hold full_attention or sliding_attention, not {reprlib.repr(kind)}",
+                f"layer_types must hold full_attention or sliding_attention, not {show(kind)}",
                 field="layer_types",
             )
     if "sliding_attention" in kinds and not has_window:

@@ -1,0 +1,170 @@
+"""estimate_memory: bytes of real tensors, of packed weights, of public tables, and of ONNX files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from estimator.devices import get_device
+from estimator.memory import count_kv_cache_bytes, count_read_bytes, count_weight_bytes, estimate_memory, runtime_bytes
+from estimator.params import count_params
+from estimator.readers.huggingface import read_config
+from estimator.readers.source import read_source
+from estimator.weights import is_linear, weight_shapes
+from estimator.workload import Workload
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MIB = 2**20
+
+
+def _rows(name):
+    return list(csv.DictReader((GOLDEN / name).read_text("utf-8").splitlines(), delimiter="\t"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in _rows("params_truth.tsv") if row["kv_cache_mib_4096_bf16_batch1"]],
+    ids=lambda row: row["config"],
+)
+def test_kv_cache_equals_the_truth_table(row):
+    """4,096 tokens, bf16, batch 1."""
+    config = read_source(GOLDEN / "configs" / f"{row['config']}.json").config
+    workload = Workload(prompt_length=4096, kv_cache_dtype="bf16")
+    memory = estimate_memory(config, workload)
+    assert memory.kv_cache_bytes == float(row["kv_cache_mib_4096_bf16_batch1"]) * MIB
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(3, None), (20, None), (20, 8), (5, 8)])
+def test_kv_cache_equals_the_tensors_of_transformers(tokens, window):
+    """The bytes of the keys and values that a Mistral model holds, in fp32."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    hf = transformers.MistralConfig(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=window)
+    with torch.device("meta"):
+        model = transformers.MistralForCausalLM(hf).eval()
+    with torch.no_grad():
+        cache = model(torch.zeros(2, tokens, dtype=torch.long, device="meta"), use_cache=True).past_key_values
+    held = sum(part.numel() * 4 for layer in cache.layers for part in (layer.keys, layer.values))
+    config, _, _ = read_config(hf.to_dict() | {"architectures": ["MistralForCausalLM"]})
+    counted = count_kv_cache_bytes(config, Workload(batch_size=2), tokens)
+    # transformers drops the oldest token of a full window before the next one comes, we count the window in full
+    dropped = 2 * 2 * 2 * 2 * 8 * 4 if window is not None and tokens >= window else 0
+    assert counted == held + dropped
+
+
+def test_encoder_has_no_cache():
+    """BERT keeps no keys and values."""
+    memory = estimate_memory(read_source("bert-base-uncased").config, Workload())
+    assert (memory.kv_cache_bytes, memory.state_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+def test_float_weights_take_their_bytes(random_configs, dtype, size):
+    """Parameters times bytes, whatever the activations are."""
+    for config in random_configs[:30]:
+        workload = Workload(weight_dtype=dtype, activation_dtype="fp16")
+        assert count_weight_bytes(config, workload) == size * count_params(config).total
+
+
+def test_quantised_weights_equal_really_packed_arrays(random_configs):
+    """int8 and int4 bytes are those of NumPy arrays packed as the convention says."""
+    np = pytest.importorskip("numpy")
+    for config in random_configs[:30]:
+        int8, int4 = 0, 0
+        for name, shape in weight_shapes(config).items():
+            if not is_linear(name):
+                kept = np.zeros(shape, np.float16).nbytes
+                int8, int4 = int8 + kept, int4 + kept
+                continue
+            int8 += np.zeros(shape, np.int8).nbytes + np.zeros(shape[0], np.float32).nbytes
+            padded = np.pad(np.zeros(shape, np.uint8), ((0, 0), (0, -shape[1] % 32)))
+            int4 += (padded[:, ::2] | padded[:, 1::2] << 4).nbytes
+            int4 += np.zeros((shape[0], padded.shape[1] // 32), np.float16).nbytes
+        for dtype, expected in (("int8", int8), ("int4", int4)):
+            assert count_weight_bytes(config, Workload(weight_dtype=dtype, activation_dtype="fp16")) == expected
+
+
+def test_weight_bytes_shrink_with_the_type():
+    """fp32 > bf16 > int8 > int4 for a real model."""
+    config = read_source("qwen2.5-0.5b").config
+    sizes = [
+        count_weight_bytes(config, Workload(weight_dtype=dtype, activation_dtype="bf16"))
+        for dtype in ("fp32", "bf16", "int8", "int4")
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
+def test_read_bytes_leave_out_lookup_tables(small):
+    """An untied token table is looked up, a tied one is multiplied with; position tables are always looked up."""
+    workload = Workload()
+    table = small.vocab_size * small.hidden_size * 4
+    assert count_weight_bytes(small, workload) - count_read_bytes(small, workload) == table
+    tied = dataclasses.replace(small, tie_word_embeddings=True, position_embedding="learned")
+    positions = tied.max_position_embeddings * tied.hidden_size * 4
+    assert count_weight_bytes(tied, workload) - count_read_bytes(tied, workload) == positions
+
+
+def test_activations_by_hand(small):
+    """B=2 L=20, fp32. Attention 20*(64 + 2*64 + 2*32) + 4*20*20 = 6720; MLP 20*(2*64 + 2*96) = 6400; head 20*164."""
+    memory = estimate_memory(small, Workload(batch_size=2, prompt_length=20))
+    assert memory.activations_bytes == 2 * 4 * 6720
+
+
+def test_a_gpu_stores_no_attention_scores(small):
+    """Without scores the widest moment is the feed-forward, 20*(2*64 + 2*96) = 6400 elements."""
+    workload = Workload(batch_size=2, prompt_length=20)
+    assert estimate_memory(small, workload, get_device("t4")).activations_bytes == 2 * 4 * 6400
+    long = Workload(prompt_length=2000)
+    assert estimate_memory(small, long, get_device("t4")).activations_bytes < (
+        estimate_memory(small, long, get_device("raspberry-pi-5")).activations_bytes
+    )
+
+
+def test_logits_dominate_for_large_vocabularies(small):
+    """With 10,000 tokens to choose from, L*(D + V) is the widest moment."""
+    wide = dataclasses.replace(small, vocab_size=10_000)
+    assert estimate_memory(wide, Workload(prompt_length=10)).activations_bytes == 4 * 10 * (64 + 10_000)
+
+
+@pytest.mark.parametrize(("model", "row"), [("llama-3.2-1b", 0), ("qwen2.5-1.5b", 3)])
+def test_gpu_total_is_close_to_a_published_peak(model, row):
+    """Peak memory of bf16 inference on an RTX A6000, as published with vramcalc: within 2 %."""
+    published = _rows("training_memory.tsv")[row]
+    assert published["model"] == model
+    assert published["mode"] == "inference bf16"
+    workload = Workload(
+        batch_size=int(published["batch_size"]),
+        prompt_length=int(published["sequence_length"]),
+        weight_dtype="bf16",
+        activation_dtype="bf16",
+        kv_cache_dtype="bf16",
+    )
+    total = estimate_memory(read_source(model).config, workload, get_device("rtx-a6000")).total_bytes
+    assert total == pytest.approx(float(published["peak_gb"]) * 1e9, rel=0.02)
+
+
+def test_total_is_the_sum(random_configs):
+    """Nothing is added that is not shown."""
+    for config in random_configs:
+        memory = estimate_memory(config, Workload(prompt_length=11, generated_length=4, kv_cache_dtype="int8"))
+        shown = memory.weights_bytes + memory.kv_cache_bytes + memory.state_bytes + memory.activations_bytes
+        assert memory.total_bytes == shown + memory.runtime_bytes
+        assert memory.runtime_bytes == runtime_bytes(memory.weights_bytes)
+
+
+def test_runtime_on_a_gpu_is_unknown_rather_than_zero(small):
+    """There is no model for it, so there is no number."""
+    assert estimate_memory(small, Workload(), get_device("h100")).runtime_bytes is None
+
+
+@pytest.mark.parametrize("field", ["batch_size", "prompt_length", "generated_length"])
+def test_cache_grows_with_the_workload(small, field):
+    """More sequences or tokens, more cache."""
+    base = Workload()
+    grown = dataclasses.replace(base, **{field: getattr(base, field) + 1})
+    assert estimate_memory(small, grown).kv_cache_bytes > estimate_memory(small, base).kv_cache_bytes
