@@ -8,14 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from estimator.devices import Device, get_device, load_devices
 from estimator.errors import EstimatorError
 from estimator.figures import Figure
 from estimator.readers.source import ModelSource, bundled_models, read_source
-from estimator.sizing import Estimate, estimate
+from estimator.sized_source import size_document, size_source
+from estimator.sizing import Estimate
 from estimator.workload import FLOAT_DTYPES, WEIGHT_DTYPES, Workload
 
 __all__ = ["build_parser", "main"]
@@ -137,11 +138,17 @@ def _count(least: int) -> Any:
 
 def _run_size(args: argparse.Namespace) -> int:
     source = read_source(args.source)
-    device = None if args.device is None else get_device(args.device)
-    result = estimate(source.config, _workload(args, source), device)
-    result = replace(result, name=source.name, warnings=(*source.warnings, *result.warnings))
+    result = size_source(
+        source,
+        batch_size=args.batch_size,
+        prompt_length=args.sequence_length,
+        generated_length=args.generate,
+        weight_dtype=args.weight_dtype,
+        kv_cache_dtype=args.kv_dtype,
+        device=args.device,
+    )
     if args.json:
-        _print_json(_size_document(result, source, explained=args.explain))
+        _print_json(size_document(result, source) | (_derivations(result) if args.explain else {}))
         return 0
     print(_size_table(result, source))
     if args.explain:
@@ -150,29 +157,10 @@ def _run_size(args: argparse.Namespace) -> int:
     return 0
 
 
-def _workload(args: argparse.Namespace, source: ModelSource) -> Workload:
-    """Weights in the given type or the config's; activations follow a float type; the cache follows the activations."""
-    stored = source.dtype or "fp32"
-    weights = args.weight_dtype or stored
-    activations = weights if weights in FLOAT_DTYPES else stored
-    return Workload(
-        batch_size=args.batch_size,
-        prompt_length=args.sequence_length,
-        generated_length=args.generate,
-        weight_dtype=weights,
-        activation_dtype=activations,
-        kv_cache_dtype=args.kv_dtype or activations,
-    )
+def _derivations(result: Estimate) -> dict[str, Any]:
+    from estimator.explain import LEGEND, derive
 
-
-def _size_document(result: Estimate, source: ModelSource, *, explained: bool) -> dict[str, Any]:
-    document = result.to_dict()
-    document["model"] |= {"class": source.hf_class, "path": None if source.path is None else str(source.path)}
-    if explained:
-        from estimator.explain import LEGEND, derive
-
-        document["explain"] = {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}
-    return document
+    return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}}
 
 
 def _size_table(result: Estimate, source: ModelSource) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from estimator.config import TransformerConfig
 from estimator.errors import ConfigError, CorruptFileError, InputError
 from estimator.readers.huggingface import read_config, read_dtype
 
-__all__ = ["ModelSource", "bundled_models", "read_source"]
+__all__ = ["ModelSource", "bundled_models", "read_source", "source_of_values"]
 
 _MAX_FILE_BYTES = 4_000_000  # a thousand times a usual config.json
 
@@ -61,6 +62,18 @@ def read_source(source: str | Path) -> ModelSource:
     raise InputError(f"{text[:60]!r} is neither a file, a folder nor a bundled model; {_near(text, names)}")
 
 
+def source_of_values(values: Mapping[str, Any], name: str) -> ModelSource:
+    """The model that the content of a config.json describes.
+
+    Raises:
+        ConfigError, UnsupportedModelError: as `read_config`.
+    """
+    config, hf_class, warnings = read_config(values)
+    return ModelSource(
+        name=name, config=config, dtype=read_dtype(values), hf_class=hf_class, path=None, warnings=warnings
+    )
+
+
 @functools.cache
 def bundled_models() -> tuple[str, ...]:
     """Names of the models whose config.json comes with the package."""
@@ -95,15 +108,14 @@ def _read_file(path: Path, name: str) -> ModelSource:
 
 
 def _parse(text: str, name: str, path: Path | None) -> ModelSource:
-    values = _parse_object(text, str(path or name))
+    where = str(path or name)
+    values = _parse_object(text, where)
     try:
-        config, hf_class, warnings = read_config(values)
-        dtype = read_dtype(values)
+        return replace(source_of_values(values, name), path=path)
     except ConfigError as error:
-        raise ConfigError(f"{path or name}: {error}", field=error.field) from error
+        raise ConfigError(f"{where}: {error}", field=error.field) from error
     except InputError as error:
-        raise type(error)(f"{path or name}: {error}") from error
-    return ModelSource(name=name, config=config, dtype=dtype, hf_class=hf_class, path=path, warnings=warnings)
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""A model as it was given, sized: what `estimator size` and the service answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from estimator.devices import get_device
+from estimator.readers.source import ModelSource
+from estimator.sizing import Estimate, estimate
+from estimator.workload import FLOAT_DTYPES, Workload
+
+__all__ = ["size_document", "size_source"]
+
+
+def size_source(
+    source: ModelSource,
+    *,
+    batch_size: int,
+    prompt_length: int,
+    generated_length: int,
+    weight_dtype: str | None = None,
+    kv_cache_dtype: str | None = None,
+    device: str | None = None,
+) -> Estimate:
+    """What the model needs, under its own name and with the reader's warnings.
+
+    Weights are in the given type or the config's; activations follow a float type; the cache follows the activations.
+
+    Raises:
+        InputError: a length or a number type is impossible.
+        UnknownDeviceError: no device of that name.
+    """
+    stored = source.dtype or "fp32"
+    weights = weight_dtype or stored
+    activations = weights if weights in FLOAT_DTYPES else stored
+    workload = Workload(
+        batch_size=batch_size,
+        prompt_length=prompt_length,
+        generated_length=generated_length,
+        weight_dtype=weights,
+        activation_dtype=activations,
+        kv_cache_dtype=kv_cache_dtype or activations,
+    )
+    result = estimate(source.config, workload, None if device is None else get_device(device))
+    return replace(result, name=source.name, warnings=(*source.warnings, *result.warnings))
+
+
+def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:
+    """The JSON document of `estimator size --json`."""
+    document = result.to_dict()
+    document["model"] |= {"class": source.hf_class, "path": None if source.path is None else str(source.path)}
+    return document
