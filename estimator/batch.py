@@ -189,12 +189,12 @@ def _check_rows(table: Columns) -> None:
     for name in (*_SIZES, "type_vocab_size"):
         least = 0 if name in _OPTIONAL else 1
         _refuse((table[name] < least) | (table[name] >= 2**31), name, f"must be from {least} to 2^31 - 1")
-    for layer, runs in _layers(table):
-        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-            values = getattr(layer, name)
-            _refuse(runs & ((values < 1) | (values >= 2**31)), name, f"must be positive in layer {layer.index}")
-        bad = layer.num_attention_heads % np.maximum(layer.num_key_value_heads, 1) != 0
-        _refuse(runs & bad, "num_key_value_heads", f"does not divide num_attention_heads in layer {layer.index}")
+    layer, runs = _all_layers(table)
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        values = getattr(layer, name)
+        _refuse((runs & ((values < 1) | (values >= 2**31))).any(axis=1), name, "must be positive in every layer")
+    bad = layer.num_attention_heads % np.maximum(layer.num_key_value_heads, 1) != 0
+    _refuse((runs & bad).any(axis=1), "num_key_value_heads", "does not divide num_attention_heads in every layer")
 
 
 def _refuse(bad: Any, name: str, reason: str) -> None:
@@ -240,50 +240,55 @@ def _groups(table: Columns) -> Iterator[Any]:
         yield np.flatnonzero(code == value)
 
 
-def _layers(table: Columns) -> Iterator[tuple[Layer, NDArray[np.bool_]]]:
-    """Each layer with a column of sizes, and which rows run it. Uniform columns have one layer, standing for all."""
+def _all_layers(table: Columns) -> tuple[Layer, NDArray[np.bool_]]:
+    """All layers as one whose sizes are [C, L], and which of them run. Of uniform layers one stands for all: L is 1."""
     depth = next((table[name].shape[1] for name in _LAYERED if name in table), 1)
-    for index in range(depth):
-        sizes = {
-            name: table[f"{name}_per_layer"][:, index] if f"{name}_per_layer" in table else table[name]
-            for name in PER_LAYER_FIELDS
-        }
-        window = np.where(sizes["sliding_window"] == 0, _NO_WINDOW, sizes["sliding_window"])
-        columns: dict[str, Any] = sizes | {"sliding_window": window, "head_dim": table["head_dim"]}
-        yield Layer(index=index, weight_source=index, **columns), index < table["num_hidden_layers"]
+    sizes: dict[str, Any] = {name: table.get(f"{name}_per_layer", table[name][:, None]) for name in PER_LAYER_FIELDS}
+    sizes["sliding_window"] = np.where(sizes["sliding_window"] == 0, _NO_WINDOW, sizes["sliding_window"])
+    sizes["head_dim"] = table["head_dim"][:, None]
+    runs = np.arange(depth) < table["num_hidden_layers"][:, None]
+    return Layer(index=0, weight_source=0, **sizes), runs
 
 
 def _estimate_group(table: Columns, workload: Workload) -> dict[str, Ints]:
     config = _group_config(table)
+    wide = _group_config({name: column[:, None] for name, column in table.items() if column.ndim == 1})
     batch_size, length = workload.batch_size, workload.prompt_length
-    sums = _outside_layers(config, workload, np.zeros(len(table["vocab_size"]), np.int64))
-    live = sums["params"] * 0 + output_live_elements(config, length)
+    layer, runs = _all_layers(table)
     is_uniform = not any(name in table for name in _LAYERED)
-    for layer, runs in _layers(table):
-        times = table["num_hidden_layers"] if is_uniform else runs.astype(np.int64)
-        owned = times
-        if "weight_source_per_layer" in table:
-            owned = times * (table["weight_source_per_layer"][:, layer.index] == layer.index)
-        shapes = list(layer_shapes(config, layer))
-        sums["params"] += owned * sum(math.prod(shape) for _, shape in shapes)
-        sums["weights_bytes"] += owned * sum(weight_bytes(name, shape, workload) for name, shape in shapes)
-        sums["prefill_flops"] += times * sum(layer_flops(config, layer, batch_size * length, length).values())
-        if config.is_causal:
-            kept, keys = _kept(layer, workload.context_length), _kept(layer, workload.context_length + 1)
-            sums["kv_elements"] += times * layer_kv_elements(layer, kept)
-            sums["decode_flops_per_token"] += times * sum(layer_flops(config, layer, 1, keys).values())
-        for moment in layer_live_elements(config, layer, length, scores_stored=True):
-            live = np.maximum(live, np.where(runs, moment, 0))
-    sums["kv_cache_bytes"] = batch_size * sums.pop("kv_elements") * int(DTYPE_BYTES[workload.kv_cache_dtype])
+    times = table["num_hidden_layers"][:, None] if is_uniform else runs
+    owned = times
+    if "weight_source_per_layer" in table:
+        owned = times & (table["weight_source_per_layer"] == np.arange(times.shape[1]))
+
+    sums = _outside_layers(config, workload)
+    shapes = list(layer_shapes(wide, layer))
+    sums["params"] += _over(owned, sum(math.prod(shape) for _, shape in shapes))
+    sums["weights_bytes"] += _over(owned, sum(weight_bytes(name, shape, workload) for name, shape in shapes))
+    sums["prefill_flops"] += _over(times, sum(layer_flops(wide, layer, batch_size * length, length).values()))
+    if config.is_causal:
+        kept, keys = _kept(layer, workload.context_length), _kept(layer, workload.context_length + 1)
+        elements = batch_size * _over(times, layer_kv_elements(layer, kept))
+        sums["kv_cache_bytes"] += elements * int(DTYPE_BYTES[workload.kv_cache_dtype])
+        sums["decode_flops_per_token"] += _over(times, sum(layer_flops(wide, layer, 1, keys).values()))
+    live = np.asarray(output_live_elements(config, length))
+    for moment in layer_live_elements(wide, layer, length, scores_stored=True):
+        live = np.maximum(live, np.max(runs * moment, axis=1))
     activations = batch_size * live * int(DTYPE_BYTES[workload.activation_dtype])
     weights = cast(Any, sums["weights_bytes"])
     sums["total_bytes"] = weights + sums["kv_cache_bytes"] + activations + runtime_bytes(weights)
     return sums
 
 
+def _over(times: NDArray[Any], per_layer: Any) -> Ints:
+    """The sum over layers of a [C, L] quantity, each layer as often as it counts."""
+    total: Ints = np.sum(times * per_layer, axis=1)
+    return total
+
+
 def _group_config(table: Columns) -> TransformerConfig:
     """The group as a config whose sizes are arrays: what the counting functions read of a config."""
-    switches: dict[str, Any] = {name: table[name][0].item() for name in _SWITCHES}
+    switches: dict[str, Any] = {name: table[name].flat[0].item() for name in _SWITCHES}
     checked = TransformerConfig(  # names a switch that is wrong
         vocab_size=1,
         hidden_size=2,
@@ -299,16 +304,16 @@ def _group_config(table: Columns) -> TransformerConfig:
     return cast(TransformerConfig, SimpleNamespace(**sizes, **switches, is_causal=checked.is_causal))
 
 
-def _outside_layers(config: TransformerConfig, workload: Workload, zero: Ints) -> dict[str, Ints]:
+def _outside_layers(config: TransformerConfig, workload: Workload) -> dict[str, Ints]:
     """What embeddings and head add, as the start of the sums over layers."""
+    zero = np.zeros(len(cast(Any, config.vocab_size)), np.int64)
     shapes = [*embedding_shapes(config), *output_shapes(config)]
-    decode = output_flops(config, 1, 1) if config.is_causal else 0
     return {
         "params": zero + sum(math.prod(shape) for _, shape in shapes),
         "weights_bytes": zero + sum(weight_bytes(name, shape, workload) for name, shape in shapes),
+        "kv_cache_bytes": zero + 0,
         "prefill_flops": zero + output_flops(config, workload.batch_size, workload.prompt_length),
-        "decode_flops_per_token": zero + decode,
-        "kv_elements": zero + 0,
+        "decode_flops_per_token": zero + (output_flops(config, 1, 1) if config.is_causal else 0),
     }
 
 
