@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from estimator.config import Layer, TransformerConfig
 from estimator.onnx_graph import GraphWriter
 from estimator.ort_session import past_names, present_names
+from estimator.rotary import inverse_frequencies
 
 __all__ = ["BUILD_DTYPES", "write_graph"]
 
@@ -99,7 +100,7 @@ class _Blocks:
     def _angles(self) -> None:
         """Cosines and sines of position times inverse frequency, [batch_size, sequence_length, H/2]."""
         writer = self.writer
-        frequencies = writer.initializer("inverse_frequencies", _inverse_frequencies(self.config))
+        frequencies = writer.initializer("inverse_frequencies", inverse_frequencies(self.config))
         positions = writer.node("Unsqueeze", writer.node("Cast", self.positions, to=1), writer.ints(-1))
         angles = writer.node("Mul", positions, frequencies)
         if not self.config.is_causal:  # one row of positions for the whole batch
@@ -258,10 +259,3 @@ class _Blocks:
         if self.config.norm_type == "rms_norm":
             return writer.node("RMSNormalization", x, scale, axis=-1, epsilon=epsilon)
         return writer.node("LayerNormalization", x, scale, self._weight(f"{name}.bias"), axis=-1, epsilon=epsilon)
-
-
-def _inverse_frequencies(config: TransformerConfig) -> NDArray[np.float32]:
-    """Angle per position of each pair of dimensions, fp32 [H/2]. Source: RoFormer, arXiv:2104.09864, equation 15."""
-    head_dim = config.resolved_head_dim
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)

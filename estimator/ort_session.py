@@ -24,7 +24,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(
     path: str | Path, *, provider: str = "cpu", num_threads: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session that runs the file on `provider` and nowhere else; `num_threads` None leaves the number to ONNX Runtime.
+    """A session that runs the file on `provider` and nowhere else; `num_threads` None leaves ONNX Runtime to choose.
 
     Raises:
         InputError: the provider is unknown, or this installation does not have it.
