@@ -1,0 +1,9 @@
+"""Real latency and memory of an ONNX file, measured with ONNX Runtime in a child process."""
+
+from __future__ import annotations
+
+from estimator.measuring.fingerprint import host_fingerprint
+from estimator.measuring.records import DeviceFingerprint, Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.runner import measure
+
+__all__ = ["DeviceFingerprint", "Measurement", "MeasurementPlan", "PhaseLatency", "host_fingerprint", "measure"]

@@ -1,0 +1,183 @@
+"""The child process of one measurement: `python -m estimator.measuring.child`.
+
+Reads one line of JSON from standard input and writes one JSON document to standard output. It ends itself when
+standard input closes, that is, when its parent is gone. ONNX Runtime is imported before the baseline is taken, and
+memory is read before the yardsticks are loaded, so that neither counts as the candidate's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import psutil
+
+from estimator.config import TransformerConfig
+from estimator.errors import EstimatorError
+from estimator.measuring.protocol import Blocks, measure_paired, measure_quiet
+from estimator.measuring.records import MeasurementPlan
+from estimator.measuring.yardstick import YARDSTICK_BY_PHASE, yardstick_input, yardstick_model
+from estimator.onnx_builder import read_config
+from estimator.ort_session import make_inputs, open_session, past_names
+from estimator.workload import Workload
+
+__all__ = ["main"]
+
+_CALIBRATION_S = 0.6
+_OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "unable to allocate", "out of memory")
+_STATUS = Path("/proc/self/status")
+
+
+def main() -> int:
+    """Measures what the request on standard input asks for."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _be_first_to_go()
+    answer: dict[str, Any]
+    try:
+        answer = {"result": _measure(request)}
+    except EstimatorError as error:
+        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+    except MemoryError as error:
+        answer = {"error": {"type": "MemoryError", "message": str(error) or "memory ran out"}}
+    except Exception as error:  # ONNX Runtime's exceptions share no public base
+        answer = {"error": {"type": _kind_of(error), "message": f"{type(error).__name__}: {error}"}}
+    json.dump(answer, sys.stdout)
+    return 0
+
+
+def _measure(request: dict[str, Any]) -> dict[str, Any]:
+    path, provider, num_threads = request["path"], request["provider"], request["num_threads"]
+    plan, workload = MeasurementPlan(**request["plan"]), Workload(**request["workload"])
+    _pin(num_threads)
+    config = read_config(path)  # onnx is loaded, and its copy of the file freed, before the baseline
+    calls = _phase_inputs(config, workload, plan.seed)
+    baseline_bytes = _reset_peak()
+    started = time.perf_counter()
+    session = open_session(path, provider=provider, num_threads=num_threads)
+    load_s = time.perf_counter() - started
+    bound = {phase: _bind(session, inputs, provider) for phase, inputs in calls.items()}
+    started = time.perf_counter()
+    bound["prefill"]()
+    first_inference_s = time.perf_counter() - started
+    if "decode" in bound:
+        bound["decode"]()
+    peak_bytes = _peak_bytes() - baseline_bytes
+    yardsticks = {phase: _yardstick(YARDSTICK_BY_PHASE[phase], num_threads) for phase in YARDSTICK_BY_PHASE}
+    quiet_s = request["quiet_s"] or {
+        YARDSTICK_BY_PHASE[phase]: measure_quiet(call, min_seconds=_CALIBRATION_S) for phase, call in yardsticks.items()
+    }
+    blocks = {phase: _paired(call, yardsticks[phase], plan) for phase, call in bound.items()}
+    return {
+        "load_s": load_s,
+        "first_inference_s": first_inference_s,
+        "peak_memory_bytes": max(0, peak_bytes),
+        "quiet_s": quiet_s,
+        "blocks": {phase: asdict(found) for phase, found in blocks.items()},
+        "past_length": {phase: _past_length(inputs) for phase, inputs in calls.items()},
+    }
+
+
+def _paired(candidate: Callable[[], None], yardstick: Callable[[], None], plan: MeasurementPlan) -> Blocks:
+    return measure_paired(candidate, yardstick, precision=plan.precision, max_seconds=plan.max_seconds, seed=plan.seed)
+
+
+def _phase_inputs(config: TransformerConfig, workload: Workload, seed: int) -> dict[str, dict[str, Any]]:
+    """Inputs by phase: the whole prompt, and for a decoder one token on a context of `context_length` tokens.
+
+    Learned positions end at `max_position_embeddings`; the context then ends one token earlier.
+    """
+    batch = workload.batch_size
+    phases = {"prefill": make_inputs(config, batch_size=batch, sequence_length=workload.prompt_length, seed=seed)}
+    if config.is_causal:
+        is_bounded = config.position_embedding == "learned"
+        most = config.max_position_embeddings - 1 if is_bounded else workload.context_length
+        past = min(workload.context_length, most)
+        phases["decode"] = make_inputs(config, batch_size=batch, sequence_length=1, past_length=past, seed=seed)
+    return phases
+
+
+def _past_length(inputs: dict[str, Any]) -> int:
+    key = inputs.get(past_names(0)[0])
+    return 0 if key is None else int(key.shape[2])
+
+
+def _bind(session: onnxruntime.InferenceSession, inputs: dict[str, Any], provider: str) -> Callable[[], None]:
+    """A call that runs the session on inputs that already lie where it reads them."""
+    device = "cuda" if provider == "cuda" else "cpu"
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return call
+
+
+def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(yardstick_model(name), options, providers=["CPUExecutionProvider"])
+    return _bind(session, yardstick_input(name), "cpu")
+
+
+def _pin(num_threads: int) -> None:
+    """Keeps this process on as many cores as it has threads, where the platform allows it."""
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        cores = process.cpu_affinity()
+        if num_threads < len(cores):
+            process.cpu_affinity(cores[-num_threads:])  # the first cores serve most interrupts
+
+
+def _reset_peak() -> int:
+    """Resident bytes now; where the kernel allows it, the peak starts again from here."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_bytes() -> int:
+    """The highest resident bytes so far: since `_reset_peak` on Linux, since the start elsewhere."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _be_first_to_go() -> None:
+    """When memory runs out, Linux ends this process and not the search that started it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _kind_of(error: Exception) -> str:
+    """ONNX Runtime has no exception of its own for a failed allocation; its text tells."""
+    out_of_memory = any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return "MemoryError" if out_of_memory else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

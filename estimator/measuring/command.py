@@ -1,0 +1,180 @@
+"""`estimator measure`: real latency and memory here, beside the estimate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from estimator.config import TransformerConfig
+from estimator.errors import InputError, StorageFullError
+from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.runner import measure
+from estimator.memory import count_weight_bytes, estimate_memory
+from estimator.ort_session import PROVIDERS
+from estimator.workload import Workload
+
+__all__ = ["add_parser", "run"]
+
+_EXAMPLES = """\
+examples:
+  estimator measure gpt2 --sequence-length 256
+  estimator measure path/to/config.json --weight-dtype int8 --threads 1
+  estimator measure model.onnx --json
+
+A config is built as ONNX with random weights, which take as long as trained ones. The latency is normalised: the
+paired ratio to a fixed graph, times what that graph takes on this machine when it is quiet. docs/measuring.md says how.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """What is measured: the file, and the config it was built from."""
+
+    path: Path
+    config: TransformerConfig
+    weight_dtype: str
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `measure` to the parser's commands."""
+    plan, workload = MeasurementPlan(), Workload()
+    parser = commands.add_parser(
+        "measure",
+        help="latency and memory on this machine, with ONNX Runtime",
+        description=__doc__.replace("`", "").split(": ")[1],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="config.json, its folder, a bundled model, or our .onnx file")
+    parser.add_argument("--batch-size", type=int, default=workload.batch_size, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--sequence-length", type=int, default=workload.prompt_length, metavar="N", help="prompt tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--generate", type=int, default=0, metavar="N", help="tokens generated before the measured one (%(default)s)"
+    )
+    parser.add_argument("--weight-dtype", metavar="T", help="fp32 or int8 (fp32; an .onnx file has its own)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (all physical cores)")
+    parser.add_argument("--provider", default="cpu", help=f"{', '.join(PROVIDERS)} (%(default)s)")
+    parser.add_argument(
+        "--precision", type=float, default=plan.precision, help="stop when the interval is this narrow (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=10.0, metavar="S", help="at most so long per phase (%(default)s)"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=plan.time_limit_s, metavar="S", help="give up after (%(default)s s)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the model if need be, measures it and prints the result."""
+    plan = MeasurementPlan(
+        num_threads=args.threads, precision=args.precision, max_seconds=args.max_seconds, time_limit_s=args.time_limit
+    )
+    with tempfile.TemporaryDirectory(prefix="archfront-") as folder:
+        subject = _subject(args, Path(folder))
+        workload = Workload(
+            batch_size=args.batch_size,
+            prompt_length=args.sequence_length,
+            generated_length=args.generate,
+            weight_dtype=subject.weight_dtype,
+        )
+        _talk("measuring in a child process ...")
+        measurement = measure(subject.path, workload, plan=plan, provider=args.provider)
+    predicted = estimate_memory(subject.config, workload).total_bytes
+    if args.json:
+        json.dump(_document(measurement, predicted), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(_table(measurement, predicted))
+        _talk(f"next: estimator size {args.source} --explain")
+    return 0
+
+
+def _subject(args: argparse.Namespace, folder: Path) -> _Subject:
+    from estimator.onnx_builder import build_onnx, read_artifact, read_config
+    from estimator.readers.source import read_source
+
+    if args.source.endswith(".onnx"):
+        path = Path(args.source)
+        dtype = read_artifact(path).weight_dtype
+        if args.weight_dtype not in (None, dtype):
+            raise InputError(f"{path} has {dtype} weights; leave --weight-dtype out")
+        return _Subject(path=path, config=read_config(path), weight_dtype=dtype)
+    config = read_source(args.source).config
+    weight_dtype = args.weight_dtype or "fp32"
+    _check_space(config, Workload(weight_dtype=weight_dtype), folder)
+    _talk(f"building {args.source} as ONNX with random weights ...")
+    artifact = build_onnx(config, path=folder / "model.onnx", weight_dtype=weight_dtype, provider=args.provider)
+    return _Subject(path=artifact.path, config=config, weight_dtype=weight_dtype)
+
+
+def _check_space(config: TransformerConfig, workload: Workload, folder: Path) -> None:
+    needed, free = count_weight_bytes(config, workload), shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageFullError(
+            f"the ONNX file takes {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; "
+            "set TMPDIR to a larger disk, or choose a smaller model"
+        )
+
+
+def _document(measurement: Measurement, predicted_bytes: int) -> dict[str, Any]:
+    """The JSON of `estimator measure --json`; its keys are a contract."""
+    whole = measurement.to_dict()
+    return {
+        "prefill": whole["prefill"],
+        "decode": whole["decode"],
+        "memory": {"peak_bytes": measurement.peak_memory_bytes, "predicted_bytes": predicted_bytes},
+        "load_s": measurement.load_s,
+        "first_inference_s": measurement.first_inference_s,
+        "workload": whole["workload"],
+        "device": whole["device"] | {"hash": measurement.device.hash},
+        "protocol": whole["plan"],
+        "artifact": {"sha256": measurement.artifact_sha256, "file_bytes": measurement.file_bytes},
+        "origins": {
+            "prefill": "measured",
+            "decode": "measured",
+            "memory.peak_bytes": "measured",
+            "memory.predicted_bytes": "modelled",
+        },
+        "warnings": whole["warnings"],
+    }
+
+
+def _table(measurement: Measurement, predicted_bytes: int) -> str:
+    device = measurement.device
+    lines = [
+        f"{device.cpu_model or device.architecture}, {device.num_threads} threads, "
+        f"ONNX Runtime {device.onnxruntime_version} on {device.provider}",
+        f"{'':<10}{'normalised':>12}{'95 % interval':>24}{'raw median':>13}{'p90':>11}  verdict",
+        _line(measurement.prefill),
+    ]
+    if measurement.decode is not None:
+        lines.append(_line(measurement.decode))
+    lines += [
+        f"peak memory {measurement.peak_memory_bytes / 1e6:.1f} MB measured, {predicted_bytes / 1e6:.1f} MB modelled",
+        f"file {measurement.file_bytes / 1e6:.2f} MB, loaded in {measurement.load_s:.3f} s, "
+        f"first call {measurement.first_inference_s:.3f} s",
+        *(f"warning: {text}" for text in measurement.warnings),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(phase: PhaseLatency) -> str:
+    interval = f"[{phase.low_s * 1e3:.3f}, {phase.high_s * 1e3:.3f}] ms"
+    return (
+        f"{phase.phase:<10}{phase.normalised_s * 1e3:>9.3f} ms{interval:>24}"
+        f"{phase.raw_median_s * 1e3:>10.3f} ms{phase.p90_s * 1e3:>8.3f} ms  {phase.verdict}"
+    )
+
+
+def _talk(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,189 @@
+"""Starts the child process of a measurement, watches over it, and makes its answer a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from estimator import errors
+from estimator.errors import CorruptFileError, MeasurementError
+from estimator.measuring.fingerprint import default_num_threads, host_fingerprint
+from estimator.measuring.protocol import Blocks, judge
+from estimator.measuring.quiet_times import keep_quiet_times, known_quiet_times
+from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
+from estimator.workload import Workload
+
+__all__ = ["measure"]
+
+_MEMORY_ADVICE = "memory ran out; a smaller batch, prompt or model may fit"
+
+
+def measure(
+    path: str | Path, workload: Workload | None = None, *, plan: MeasurementPlan | None = None, provider: str = "cpu"
+) -> Measurement:
+    """Latency of both phases and peak memory of an ONNX file that `build_onnx` wrote, on this machine.
+
+    The work is done in a child process of its own: a fresh memory arena, a fixed thread count, a time limit. It is
+    gone when this function returns or raises, and it ends itself when this process is killed.
+
+    Raises:
+        CorruptFileError: the file is missing or is not one of ours.
+        InputError: the workload does not fit the model, or the provider is not there.
+        MeasurementError: reason time_limit, out_of_memory or crash.
+    """
+    path, workload, plan = Path(path), workload or Workload(), plan or MeasurementPlan()
+    sha256, file_bytes = _identify(path)
+    device = host_fingerprint(provider=provider, num_threads=plan.num_threads)
+    known, warning = known_quiet_times(device)
+    warnings = [warning] if warning else []
+    request = {
+        "path": str(path),
+        "provider": provider,
+        "num_threads": plan.num_threads or default_num_threads(),
+        "plan": asdict(plan),
+        "workload": asdict(workload),
+        "quiet_s": known,
+    }
+    answer = _run_child(request, plan.time_limit_s)
+    quiet_s = answer["quiet_s"]
+    if known is None:
+        quiet_s, warning = keep_quiet_times(device, quiet_s)
+        warnings += [warning] if warning else []
+    phases = {name: _phase(name, answer, quiet_s, workload, plan) for name in answer["blocks"]}
+    return Measurement(
+        artifact_sha256=sha256,
+        file_bytes=file_bytes,
+        workload=workload,
+        plan=plan,
+        device=device,
+        prefill=phases["prefill"],
+        decode=phases.get("decode"),
+        load_s=answer["load_s"],
+        first_inference_s=answer["first_inference_s"],
+        peak_memory_bytes=answer["peak_memory_bytes"],
+        warnings=(*warnings, *(text for phase in phases.values() for text in _doubts(phase))),
+    )
+
+
+def _identify(path: Path) -> tuple[str, int]:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _run_child(request: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+    """The child's result. Standard input stays open as long as the child may run: its end is the child's signal."""
+    command = [sys.executable, "-m", "estimator.measuring.child"]
+    with tempfile.TemporaryFile() as talk:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, start_new_session=True
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(time_limit_s, stop)
+        timer.start()
+        try:
+            with child.stdout, child.stdin:
+                _send(child, request)
+                output = child.stdout.read()
+            code = child.wait()
+        finally:
+            timer.cancel()
+            child.kill()
+            child.wait()
+        if late.is_set():
+            raise MeasurementError(f"stopped at the time limit of {time_limit_s:g} s", reason="time_limit")
+        talk.seek(0)
+        return _answer(output, code, talk.read().decode(errors="replace"))
+
+
+def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # it died before it could read; its exit code says how
+
+
+def _answer(output: bytes, code: int, talk: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(output)
+    except ValueError:
+        raise _death(code, talk) from None
+    if "error" in answer:
+        raise _rebuilt(answer["error"]["type"], answer["error"]["message"])
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def _rebuilt(name: str, message: str) -> Exception:
+    if name == "MemoryError":
+        return MeasurementError(f"{_MEMORY_ADVICE} ({message})", reason="out_of_memory")
+    if name in errors.__all__:
+        kind: type[errors.EstimatorError] = getattr(errors, name)
+        return kind(message)
+    return MeasurementError(message, reason="crash")
+
+
+def _death(code: int, talk: str) -> MeasurementError:
+    if code == -signal.SIGKILL:  # not from the timer, so from the kernel
+        return MeasurementError(f"the measuring process was killed: {_MEMORY_ADVICE}", reason="out_of_memory")
+    last = next((line for line in reversed(talk.splitlines()) if line.strip()), "")
+    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+    return MeasurementError(f"the measuring process {how}{': ' if last else ''}{last}", reason="crash")
+
+
+def _phase(
+    name: str, answer: dict[str, Any], quiet_s: dict[str, float], workload: Workload, plan: MeasurementPlan
+) -> PhaseLatency:
+    yardstick, blocks = YARDSTICK_BY_PHASE[name], answer["blocks"][name]
+    found = Blocks(
+        candidate_s=tuple(tuple(block) for block in blocks["candidate_s"]),
+        yardstick_s=tuple(tuple(block) for block in blocks["yardstick_s"]),
+    )
+    latency = judge(found, quiet_s=quiet_s[yardstick], seed=plan.seed)
+    return PhaseLatency(
+        phase=name,
+        batch_size=workload.batch_size,
+        sequence_length=workload.prompt_length if name == "prefill" else 1,
+        past_length=answer["past_length"][name],
+        normalised_s=latency.normalised_s,
+        low_s=latency.low_s,
+        high_s=latency.high_s,
+        raw_median_s=latency.raw_median_s,
+        p90_s=latency.p90_s,
+        contention=latency.contention,
+        verdict=latency.verdict,
+        yardstick=yardstick,
+        yardstick_quiet_s=quiet_s[yardstick],
+        raw_samples_s=found.candidate_s,
+        yardstick_samples_s=found.yardstick_s,
+    )
+
+
+def _doubts(phase: PhaseLatency) -> list[str]:
+    if phase.verdict == "noisy":
+        return [f"{phase.phase}: the interval stayed wide; measure again on a quieter machine"]
+    if phase.verdict == "corrected":
+        return [f"{phase.phase}: the machine was busy (the yardstick took {phase.contention:.2f} times its quiet time)"]
+    if phase.contention < 0.85:
+        return [f"{phase.phase}: the yardstick ran at {phase.contention:.2f} of its quiet time, which was not quiet"]
+    return []

@@ -1,0 +1,35 @@
+"""Where this user's own data lives, and how files in it are written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["user_data_dir", "write_text_atomically"]
+
+
+def user_data_dir() -> Path:
+    """`$ARCHFRONT_DATA`, else `$XDG_DATA_HOME/archfront`, else `~/.local/share/archfront`; it may not exist yet."""
+    own = os.environ.get("ARCHFRONT_DATA")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_DATA_HOME")
+    return (Path(shared) if shared else Path.home() / ".local" / "share") / "archfront"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a file that others see either as it was or complete; makes its folder.
+
+    Raises:
+        OSError: the folder cannot be made or written, or its disk is full; the file is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

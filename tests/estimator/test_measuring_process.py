@@ -1,0 +1,237 @@
+"""The child process: real sessions on a small graph, and everything that can go wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from estimator.config import TransformerConfig
+from estimator.errors import CorruptFileError, InputError, MeasurementError
+from estimator.measuring import Measurement, MeasurementPlan, host_fingerprint, measure
+from estimator.measuring.quiet_times import keep_quiet_times, known_quiet_times
+from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
+from estimator.onnx_builder import build_onnx
+from estimator.workload import Workload
+
+DECODER = TransformerConfig(
+    vocab_size=64,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=128,
+)
+PLAN = MeasurementPlan(num_threads=1, max_seconds=0.1, time_limit_s=120.0)
+WORKLOAD = Workload(prompt_length=16, generated_length=4)
+QUIET_S = dict.fromkeys(YARDSTICK_BY_PHASE.values(), 0.001)
+
+
+@pytest.fixture(autouse=True)
+def user_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ARCHFRONT_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_onnx(DECODER, path=tmp_path_factory.mktemp("measuring") / "model.onnx").path
+
+
+@pytest.fixture
+def no_children_left() -> Iterator[None]:
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    assert set(psutil.Process().children(recursive=True)) == before
+
+
+@pytest.mark.usefixtures("no_children_left")
+def test_measurement_says_what_was_measured(decoder: Path) -> None:
+    """Both phases with raw samples, the file's sha256, the device with its threads, memory over the baseline."""
+    found = measure(decoder, WORKLOAD, plan=PLAN)
+    assert found.decode is not None
+    assert found.artifact_sha256 == build_onnx(DECODER, path=decoder.with_name("again.onnx")).sha256
+    assert found.file_bytes == decoder.stat().st_size
+    assert (found.device.num_threads, found.device.provider) == (1, "cpu")
+    assert (found.prefill.sequence_length, found.prefill.past_length) == (16, 0)
+    assert (found.decode.sequence_length, found.decode.past_length) == (1, 20)
+    for phase in (found.prefill, found.decode):
+        assert 0 < phase.low_s <= phase.normalised_s <= phase.high_s
+        assert all(sample > 0 for block in phase.raw_samples_s for sample in block)
+        assert len(phase.yardstick_samples_s) == len(phase.raw_samples_s) + 1
+        assert phase.p90_s >= phase.raw_median_s
+    assert 0 < found.peak_memory_bytes < 500_000_000
+    assert found.load_s > 0
+    assert found.first_inference_s > 0
+    assert Measurement.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_encoder_has_no_decode(tmp_path: Path) -> None:
+    """An encoder is measured in prefill alone."""
+    encoder = TransformerConfig(
+        architecture="encoder",
+        head="masked_lm",
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        position_embedding="learned",
+    )
+    path = build_onnx(encoder, path=tmp_path / "encoder.onnx").path
+    assert measure(path, Workload(prompt_length=16), plan=PLAN).decode is None
+
+
+def test_learned_positions_end_the_context(tmp_path: Path) -> None:
+    """A prompt of all positions leaves the measured token the last of them."""
+    config = TransformerConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=24,
+        position_embedding="learned",
+    )
+    path = build_onnx(config, path=tmp_path / "model.onnx").path
+    found = measure(path, Workload(prompt_length=24), plan=PLAN)
+    assert found.decode is not None
+    assert found.decode.past_length == 23
+
+
+@pytest.mark.usefixtures("no_children_left")
+def test_time_limit_ends_the_child(decoder: Path) -> None:
+    """A child over its time is killed, and the error says so."""
+    with pytest.raises(MeasurementError, match=r"time limit of 0\.05 s") as caught:
+        measure(decoder, WORKLOAD, plan=MeasurementPlan(time_limit_s=0.05))
+    assert caught.value.reason == "time_limit"
+
+
+def test_memory_that_is_not_there_is_named(decoder: Path) -> None:
+    """A batch of terabytes ends as out_of_memory, not as a crash."""
+    with pytest.raises(MeasurementError, match="smaller batch") as caught:
+        measure(decoder, Workload(batch_size=2**30, prompt_length=2**12), plan=PLAN)
+    assert caught.value.reason == "out_of_memory"
+
+
+def test_crash_of_the_runtime_is_named(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that dies of a signal is a crash with that signal's name."""
+    start = subprocess.Popen
+
+    def crash(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        assert command[0] == sys.executable
+        code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+        return start([sys.executable, "-c", code], **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", crash)
+    with pytest.raises(MeasurementError, match="SIGSEGV") as caught:
+        measure(decoder, WORKLOAD, plan=PLAN)
+    assert caught.value.reason == "crash"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x07" + bytes(100)])
+def test_corrupt_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    """A file that is no ONNX model of ours is one line that names it."""
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match=r"broken\.onnx"):
+        measure(path, WORKLOAD, plan=PLAN)
+
+
+def test_missing_file_and_provider_are_refused(decoder: Path, tmp_path: Path) -> None:
+    """What is not there is named."""
+    with pytest.raises(CorruptFileError, match=r"nowhere\.onnx"):
+        measure(tmp_path / "nowhere.onnx", WORKLOAD, plan=PLAN)
+    with pytest.raises(InputError, match="abacus"):
+        measure(decoder, WORKLOAD, plan=PLAN, provider="abacus")
+
+
+def test_child_ends_when_its_parent_is_killed(decoder: Path) -> None:
+    """SIGKILL of the parent closes the child's standard input, and the child ends itself."""
+    code = (
+        "import sys; from estimator.measuring import MeasurementPlan, measure\n"
+        f"measure({str(decoder)!r}, plan=MeasurementPlan(max_seconds=600, precision=1e-9))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    watched = psutil.Process(parent.pid)
+    children: list[psutil.Process] = []
+    while not children:
+        children = watched.children()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_quiet_times_are_kept_for_later_processes(decoder: Path) -> None:
+    """The second measurement uses the first one's quiet time, to the bit."""
+    first = measure(decoder, WORKLOAD, plan=PLAN)
+    second = measure(decoder, WORKLOAD, plan=PLAN)
+    assert first.prefill.yardstick_quiet_s == second.prefill.yardstick_quiet_s
+    assert first.warnings == () or "busy" in " ".join(first.warnings) or "interval" in " ".join(first.warnings)
+
+
+def test_first_of_many_processes_decides_the_quiet_times() -> None:
+    """Eight at once, each with times of its own: all are told the same, and it is what the file holds."""
+    device = host_fingerprint()
+    offers = [dict.fromkeys(QUIET_S, 0.001 * (1 + index)) for index in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(pool.map(lambda offer: keep_quiet_times(device, offer)[0], offers))
+    assert len({tuple(times.items()) for times in kept}) == 1
+    assert known_quiet_times(device) == (kept[0], None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"quiet_s": {"compute-1": "fast"}}', '{"quiet_s": {"compute-1": -1}}'])
+def test_corrupt_quiet_times_are_replaced_with_a_warning(user_data: Path, content: str) -> None:
+    """A damaged file is no reason to stop, and none to stay silent."""
+    device = host_fingerprint()
+    path = user_data / "yardsticks" / f"{device.hash}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="utf-8")
+    times, warning = known_quiet_times(device)
+    assert times is None
+    assert warning is not None
+    assert str(path) in warning
+    assert keep_quiet_times(device, QUIET_S) == (QUIET_S, None)
+    assert known_quiet_times(device) == (QUIET_S, None)
+
+
+def test_quiet_times_that_cannot_be_kept_are_a_warning(user_data: Path) -> None:
+    """Where the data folder cannot be made, the times hold for this measurement and the record says so."""
+    user_data.write_text("a file where the folder should be", encoding="utf-8")
+    times, warning = keep_quiet_times(host_fingerprint(), QUIET_S)
+    assert times == QUIET_S
+    assert warning is not None
+    assert "could not be kept" in warning
+
+
+def test_fingerprint_tells_devices_apart() -> None:
+    """Same machine and threads, same hash; another thread count or provider is another device."""
+    device = host_fingerprint(num_threads=1)
+    assert device.hash == host_fingerprint(num_threads=1).hash
+    assert (
+        len({device.hash, host_fingerprint(num_threads=2).hash, host_fingerprint(provider="cuda", num_threads=1).hash})
+        == 3
+    )
+    assert device.memory_bytes == psutil.virtual_memory().total
+    assert device.cpu_model
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"num_threads": 0}, "num_threads"), ({"precision": 2.0}, "precision"), ({"max_seconds": 0.0}, "max_seconds")],
+)
+def test_impossible_plan_is_refused_by_name(change: dict[str, float], named: str) -> None:
+    """A plan that cannot be carried out never starts a process."""
+    with pytest.raises(InputError, match=named):
+        MeasurementPlan(**change)  # type: ignore[arg-type]
