@@ -7,7 +7,7 @@ const axisOf = (name) => report.axes.find((axis) => axis.name === name);
 
 function layoutOf(xTitle, yTitle, extra) {
   const axis = (title) => ({
-    title: { text: escapeText(title), standoff: 8 }, automargin: true, zeroline: false,
+    title: { text: escapeText(title), standoff: 8 }, automargin: true, exponentformat: "power", zeroline: false,
     gridcolor: cssColour("--grid"), linecolor: cssColour("--line"), tickcolor: cssColour("--line"),
   });
   return Object.assign({
@@ -16,18 +16,20 @@ function layoutOf(xTitle, yTitle, extra) {
     font: { family: "system-ui, sans-serif", size: 13, color: cssColour("--soft") },
     hoverlabel: { align: "left", bgcolor: cssColour("--card"), bordercolor: cssColour("--line"),
       font: { family: "system-ui, sans-serif", size: 13, color: cssColour("--ink") } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: cssColour("--other"), activecolor: cssColour("--ink") },
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
   }, extra);
 }
 
-const plotConfig = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const plotConfig = { responsive: true, displaylogo: false,
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function hoverText(trial) {
   const figures = report.axes.filter((axis) => trial.figures[axis.name]).map((axis) => {
     const figure = trial.figures[axis.name];
     return escapeText(`${axis.label}: ${figure.text}, ${figure.origin}`);
   });
-  const place = trial.front ? "on the front" : "dominated";
+  const place = trial.front ? "on the front" : "not on the front";
   return [`<b>Trial ${trial.number}</b>, ${place}`, escapeText(trial.architecture), ...figures].join("<br>");
 }
 
@@ -47,7 +49,7 @@ function trialTrace(front, xAxis, yAxis) {
   const trials = report.trials.filter((trial) => trial.front === front && coordinate(trial, xAxis) && coordinate(trial, yAxis));
   const xs = trials.map((trial) => coordinate(trial, xAxis)), ys = trials.map((trial) => coordinate(trial, yAxis));
   const colour = cssColour(front ? "--front" : "--other");
-  return { type: "scatter", mode: "markers", name: front ? "on the front" : "dominated",
+  return { type: "scatter", mode: "markers", name: front ? "on the front" : "not on the front",
     x: xs.map((point) => point.value), y: ys.map((point) => point.value),
     error_x: errorBars(xs, xAxis, colour), error_y: errorBars(ys, yAxis, colour),
     text: trials.map(hoverText), hovertemplate: "%{text}<extra></extra>", customdata: trials.map((trial) => trial.number),
@@ -56,7 +58,7 @@ function trialTrace(front, xAxis, yAxis) {
 }
 
 function frontLine(trace, xAxis, yAxis) {
-  const names = report.axes.filter((axis) => axis.objective).map((axis) => axis.name);
+  const names = report.axes.filter((axis) => axis.direction).map((axis) => axis.name);
   if (names.length !== 2 || !names.includes(xAxis.name) || !names.includes(yAxis.name) || xAxis === yAxis) return [];
   const order = trace.x.map((_, index) => index).sort((a, b) => trace.x[a] - trace.x[b]);
   const shape = xAxis.direction === "minimize" ? "hv" : "vh";

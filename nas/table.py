@@ -19,6 +19,8 @@ __all__ = [
     "Column",
     "Row",
     "Scale",
+    "best_trials",
+    "column_of",
     "describe_config",
     "format_figure",
     "format_value",
@@ -116,7 +118,7 @@ def describe_config(config: TransformerConfig) -> str:
 def table_columns(objectives: Sequence[Objective]) -> tuple[Column, ...]:
     """The figures that every table shows, and those of a study's own objectives that are not among them."""
     names = dict.fromkeys((*_STANDARD, *(objective.name for objective in objectives)))
-    return tuple(_column(name) for name in names)
+    return tuple(column_of(name) for name in names)
 
 
 def front_rows(trials: Iterable[TrialRecord], columns: Sequence[Column]) -> tuple[Row, ...]:
@@ -131,7 +133,19 @@ def front_rows(trials: Iterable[TrialRecord], columns: Sequence[Column]) -> tupl
     )
 
 
-def _column(name: str) -> Column:
+def best_trials(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[tuple[Objective, TrialRecord]]:
+    """The best complete trial of each objective that has been observed."""
+    best = []
+    for objective in objectives:
+        observed = [trial for trial in trials if trial.state == "complete" and objective.name in trial.figures]
+        if observed:
+            sign = 1 if objective.minimized else -1
+            best.append((objective, min(observed, key=lambda trial: sign * trial.figures[objective.name].value)))
+    return best
+
+
+def column_of(name: str) -> Column:
+    """The column of a figure; one that is told from outside shows its own name."""
     info = OBJECTIVES.get(name)
     if info is None:
         return Column(name=name, label=name.replace("_", " "), unit="number")
@@ -183,7 +197,7 @@ def _extras(config: TransformerConfig) -> list[str]:
     owned = sum(layer.owns_weights for layer in layers)
     windows = {layer.sliding_window for layer in layers} - {None}
     extras = {
-        f"{owned} stored layers": owned < len(layers),
+        f"{owned} stored {'layer' if owned == 1 else 'layers'}": owned < len(layers),
         f"window {_range(size for size in windows if size is not None)}" if windows else "": bool(windows),
         f"{config.position_embedding} positions": config.position_embedding != "rotary",
         "query-key norm": config.qk_norm,
