@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
+from estimator.user_data import user_data_dir
 from nas.errors import StoreCorruptError, StoreError, StoreVersionError
 from nas.tables import SCHEMA_REVISION
 
@@ -135,8 +136,6 @@ def resolve_url(url: str | None) -> URL:
     """
     given = url or os.environ.get("ARCHFRONT_STORE")
     if not given:
-        from estimator.user_data import user_data_dir
-
         folder = user_data_dir()
         folder.mkdir(parents=True, exist_ok=True)
         return URL.create("sqlite", database=str(folder / "archfront.db"))
@@ -160,8 +159,6 @@ def artifact_dir(url: str | URL | None) -> Path:
     path = sqlite_path(resolved) if resolved.get_backend_name() == "sqlite" else None
     if path is not None:
         return path.parent / f"{path.stem}.artifacts"
-    from estimator.user_data import user_data_dir
-
     return user_data_dir() / "artifacts"
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from estimator.config import TransformerConfig
@@ -36,6 +37,7 @@ __all__ = [
     "free_name",
     "new_observation",
     "observation_record",
+    "read_trial",
     "read_trials",
     "share_results",
     "study_record",
@@ -95,6 +97,14 @@ def observation_record(row: ObservationRow) -> Observation:
     )
 
 
+def read_trial(session: Session, study_id: str, number: int) -> TrialRecord:
+    """One trial with all that is attached to it."""
+    found = read_trials(session, select(TrialRow.id).where(TrialRow.study_id == study_id, TrialRow.number == number))
+    if not found:
+        raise _no_trial(session, study_id, number)
+    return found[0]
+
+
 def read_trials(session: Session, trials: Select[int]) -> tuple[TrialRecord, ...]:
     """The trials whose row ids the query selects, by number, each with all that is attached to it."""
     observations = defaultdict(list)
@@ -152,9 +162,12 @@ def touch_study(session: Session, study_id: str) -> StudyRow:
 def find_trial(session: Session, study_id: str, number: int) -> TrialRow:
     row = session.scalar(select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.number == number))
     if row is None:
-        name = find_study_row(session, study_id).name
-        raise NotFoundError(f"study {name} has no trial {number}")
+        raise _no_trial(session, study_id, number)
     return row
+
+
+def _no_trial(session: Session, study_id: str, number: int) -> NotFoundError:
+    return NotFoundError(f"study {find_study_row(session, study_id).name} has no trial {number}")
 
 
 def find_running_trial(session: Session, study_id: str, number: int) -> TrialRow:
@@ -171,11 +184,12 @@ def free_name(session: Session, stem: str) -> str:
     return next(name for name in (f"{stem}-{number}" for number in range(1, len(taken) + 2)) if name not in taken)
 
 
-def add_architecture(session: Session, config: TransformerConfig, now: datetime) -> None:
-    """Stores a network that no trial had before."""
-    if session.get(Architecture, config.architecture_hash()) is None:
-        session.add(Architecture(hash=config.architecture_hash(), config=config.to_dict(), created_at=now))
-        session.flush()
+def add_architecture(session: Session, config: TransformerConfig, now: datetime) -> str:
+    """Stores a network unless a trial had it before; its hash."""
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    values = {"hash": config.architecture_hash(), "config": config.to_dict(), "created_at": now}
+    session.execute(dialect.insert(Architecture).values(values).on_conflict_do_nothing())
+    return str(values["hash"])
 
 
 def new_observation(trial_id: int, objective: str, figure: Figure, cost_s: float, now: datetime) -> ObservationRow:

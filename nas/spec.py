@@ -121,9 +121,21 @@ class StudySpec:
         if self.num_threads is not None:
             _check_number(self, "num_threads", 1)
         _check_number(self, "trial_time_limit_s", 0.0)
+        self._check_lengths()
         for name, allowed in (("sampler", SAMPLERS), ("device", DEVICES)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+
+    def _check_lengths(self) -> None:
+        positions = self.space.base["max_position_embeddings"]
+        for name, length in (
+            ("prompt_length and generated_length together", self.workload.context_length),
+            ("sequence_length", self.quality.sequence_length),
+        ):
+            if length > positions:
+                raise UsageError(
+                    f"{name}: {length} tokens, but the models of {self.space.name} have {positions} positions"
+                )
 
     @property
     def required_figures(self) -> tuple[str, ...]:

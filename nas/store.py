@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
 
 from estimator.config import TransformerConfig
 from estimator.figures import Figure
@@ -37,6 +36,7 @@ from nas.rows import (
     free_name,
     new_observation,
     observation_record,
+    read_trial,
     read_trials,
     share_results,
     study_record,
@@ -212,13 +212,14 @@ class Store:
         *,
         params: Mapping[str, Any],
         config: TransformerConfig,
+        figures: Mapping[str, Figure] | None = None,
         sampler_state: Mapping[str, Any] | None = None,
         state: str = "running",
         error_type: str | None = None,
         error_text: str | None = None,
         duplicate_of: int | None = None,
     ) -> TrialRecord:
-        """Stores a proposal under the next number of its study.
+        """Stores a proposal, with the figures that are known of it already, under the next number of its study.
 
         A proposal that needs no evaluation is stored with its final state at once: pruned with the reason, or complete
         as a `duplicate_of` an earlier trial, whose observations, artefact, measurement and quality it then shares.
@@ -227,14 +228,14 @@ class Store:
         now = self._now()
         with self._database.writing() as session:
             touch_study(session, study_id)
-            add_architecture(session, config, now)
+            architecture_hash = add_architecture(session, config, now)
             last = session.scalar(select(func.max(TrialRow.number)).where(TrialRow.study_id == study_id))
             row = TrialRow(
                 study_id=study_id,
                 number=0 if last is None else last + 1,
                 state=state,
                 params=dict(params),
-                architecture_hash=config.architecture_hash(),
+                architecture_hash=architecture_hash,
                 created_at=now,
                 finished_at=None if state == "running" else now,
                 error_type=error_type,
@@ -244,9 +245,11 @@ class Store:
             )
             session.add(row)
             session.flush()
+            for objective, figure in (figures or {}).items():
+                session.add(new_observation(row.id, objective, figure, 0.0, now))
             if state == "complete" and duplicate_of is not None:
                 share_results(session, find_trial(session, study_id, duplicate_of), row, now)
-            return _read_one(session, row)
+            return read_trial(session, study_id, row.number)
 
     def add_observation(
         self, study_id: str, number: int, objective: str, figure: Figure, cost_s: float = 0.0
@@ -284,11 +287,11 @@ class Store:
                 session.add(new_observation(row.id, objective, figure, cost_s, now))
             row.state, row.finished_at, row.error_type, row.error_text = state, now, error_type, error_text
             session.flush()
-            return _read_one(session, row)
+            return read_trial(session, study_id, row.number)
 
     def trial(self, study_id: str, number: int) -> TrialRecord:
         with self._database.reading() as session:
-            return _read_one(session, find_trial(session, study_id, number))
+            return read_trial(session, study_id, number)
 
     def trials(
         self, study_id: str, *, after_number: int | None = None, limit: int | None = None
@@ -383,8 +386,3 @@ def upgrade_store(url: str | None = None) -> tuple[str, str]:
 def _check_name(name: str) -> None:
     if not 1 <= len(name) <= 100 or not name.isprintable() or name != name.strip() or name == "latest":
         raise UsageError(f"a study's name is one line of 1 to 100 characters, and not `latest`: {name!r}")
-
-
-def _read_one(session: Session, row: TrialRow) -> TrialRecord:
-    (trial,) = read_trials(session, select(TrialRow.id).where(TrialRow.id == row.id))
-    return trial
