@@ -16,7 +16,7 @@ from estimator.onnx_wire import check_self_contained
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["PROVIDERS", "make_inputs", "open_session", "past_names", "present_names"]
+__all__ = ["PROVIDERS", "make_inputs", "open_session", "past_names", "present_names", "provider_name"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -33,7 +33,7 @@ def open_session(
     """
     import onnxruntime
 
-    wanted = _provider_name(provider)
+    wanted = provider_name(provider)
     check_self_contained(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors arrive as exceptions; they need not be printed as well
@@ -99,7 +99,12 @@ def _check_lengths(config: TransformerConfig, batch_size: int, sequence_length: 
         raise InputError(f"{length} tokens do not fit max_position_embeddings {most}")
 
 
-def _provider_name(provider: str) -> str:
+def provider_name(provider: str) -> str:
+    """ONNX Runtime's name of a provider.
+
+    Raises:
+        InputError: the provider is unknown, or this installation does not have it.
+    """
     import onnxruntime
 
     if provider not in PROVIDERS:

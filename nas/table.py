@@ -165,19 +165,20 @@ def _interval(figure: Figure, unit: str) -> str:
     if figure.low is None or figure.high is None:
         return ""
     scale = scale_of(figure.value, unit)
-    low, high = (_digits(bound / scale.factor, unit) for bound in (figure.low, figure.high))
+    low, high = (_digits(bound, scale, unit) for bound in (figure.low, figure.high))
     return f"[{low}, {high}]"
 
 
 def _in_scale(value: float, scale: Scale, unit: str) -> str:
     # A count's letter follows its digits (1.24M), a unit of measurement is a word of its own (1.24 MB).
     gap = " " if scale.suffix and unit else ""
-    return f"{_digits(value / scale.factor, unit)}{gap}{scale.suffix}"
+    return f"{_digits(value, scale, unit)}{gap}{scale.suffix}"
 
 
-def _digits(number: float, unit: str) -> str:
-    """Three significant digits, four without a scale (bits per byte, whose differences are small); 17 stays 17."""
-    if unit in ("", "bytes") and number == int(number) and abs(number) < 100:
+def _digits(value: float, scale: Scale, unit: str) -> str:
+    """Three significant digits, four where there are no scales (bits per byte differ little); 17 bytes stay 17."""
+    number = value / scale.factor
+    if unit in ("", "bytes") and scale.factor == 1 and number == int(number):
         return f"{number:.0f}"
     significant = 3 if unit in _SCALES else 4
     text = f"{number:#.{significant}g}"

@@ -1,0 +1,69 @@
+"""`nas`: the search from the command line. Data goes to standard output, talk to standard error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from estimator.errors import EstimatorError
+from nas.commands import admin, look, search, ship
+from nas.commands.options import say
+from nas.errors import NasError
+
+__all__ = ["main"]
+
+_EPILOG = """\
+a first search:
+  nas search                      about 3 minutes on 2 cores
+  nas pareto latest               its front
+  nas export latest TRIAL model/  ship one of its points
+
+exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (NasError, EstimatorError) as error:
+        say(f"nas: {error}")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        say(f"nas: {error.name} is not installed; {_extra_for(error.name)}")
+        return 1
+    except KeyboardInterrupt:
+        say("nas: interrupted")
+        return search.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        say(f"nas: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nas",
+        description="Finds the transformer that fits your hardware, your data and your budgets.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in (search, look, ship, admin):
+        group.add_parsers(commands)
+    return parser
+
+
+def _extra_for(module: str | None) -> str:
+    extras = {"torch": "train", "transformers": "hf", "fastapi": "server", "uvicorn": "server", "psycopg": "postgres"}
+    extra = extras.get((module or "").partition(".")[0])
+    return f"pip install 'archfront[{extra}]'" if extra else "reinstall archfront"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

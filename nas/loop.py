@@ -1,0 +1,93 @@
+"""The search loop: ask, evaluate, tell, until the budget is spent, the space is exhausted or the user stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Protocol
+
+from estimator.figures import Figure
+from nas.errors import EvaluationError, SpaceExhaustedError
+from nas.evaluate import Progress
+from nas.records import TrialRecord
+from nas.study import Study, Trial
+
+__all__ = ["Evaluate", "View", "num_paid_trials", "run_study", "terminated_as_interrupt"]
+
+Evaluate = Callable[[Trial, Progress], dict[str, Figure]]
+
+
+class View(Protocol):
+    """Somebody who watches a search: the live terminal view, or plain lines."""
+
+    def trial_started(self, number: int) -> None: ...
+
+    def step(self, name: str, fraction: float | None) -> None: ...
+
+    def trial_ended(self, trial: TrialRecord) -> None: ...
+
+
+def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
+    """Runs a study to its budget and returns its state: finished.
+
+    A candidate that fails is a trial with its reason, and the search goes on. A study that is interrupted (Ctrl-C,
+    SIGTERM) is stored as stopped, and its running trial is handed out again when it is resumed; one that is killed
+    needs no farewell: everything paid for is already in the store.
+
+    Raises:
+        StoreError: another process runs this study, or the store cannot be written.
+        ImpossibleConstraintError: no candidate of the space can meet a constraint.
+    """
+    store, study_id = study.store, study.id
+    with store.lock_study(study_id):
+        store.set_study_state(study_id, "running")
+        try:
+            while num_paid_trials(study.trials()) < study.spec.num_trials:
+                _run_trial(study, evaluate, view)
+        except SpaceExhaustedError as end:
+            store.add_event(study_id, "space_exhausted", {"detail": str(end)})
+        except KeyboardInterrupt:
+            store.set_study_state(study_id, "stopped")
+            raise
+        except Exception:
+            store.set_study_state(study_id, "fail")
+            raise
+        store.set_study_state(study_id, "finished")
+    return "finished"
+
+
+def num_paid_trials(trials: tuple[TrialRecord, ...]) -> int:
+    """Trials that count towards the budget: evaluated ones. Duplicates and screened candidates cost nothing."""
+    return sum(trial.state in ("complete", "fail") and trial.duplicate_of is None for trial in trials)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM ends a search as Ctrl-C does. Does nothing outside the main thread."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_trial(study: Study, evaluate: Evaluate, view: View) -> None:
+    trial = study.ask()
+    view.trial_started(trial.number)
+    try:
+        figures = evaluate(trial, view.step)
+    except EvaluationError as error:
+        record = study.tell(trial, state="fail", error=error)
+    else:
+        record = study.tell(trial, figures)
+    view.trial_ended(record)
