@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas.pareto import front_of
 from nas.records import StudyRecord, TrialRecord
 from nas.store import Store
-from nas.pareto import front_of
 from nas.table import Row, column_of, front_rows, table_columns
 
 __all__ = ["print_front", "print_studies", "print_study", "print_trial"]
