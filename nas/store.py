@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, or_, select
 
 from estimator.config import TransformerConfig
 from estimator.figures import Figure
@@ -147,10 +147,17 @@ class Store:
                 raise NotFoundError(f"no study {study!r} in {self._database.place}; the latest: {names or 'none yet'}")
             return study_record(row)
 
-    def list_studies(self) -> tuple[StudyRecord, ...]:
-        """All studies, the newest first."""
+    def list_studies(
+        self, *, after: tuple[datetime, str] | None = None, limit: int | None = None
+    ) -> tuple[StudyRecord, ...]:
+        """All studies, the newest first; those after that time of creation and id, at most `limit` of them."""
+        query = select(StudyRow).order_by(StudyRow.created_at.desc(), StudyRow.id)
+        if after is not None:
+            created_at, study_id = after
+            same_time = and_(StudyRow.created_at == created_at, StudyRow.id > study_id)
+            query = query.where(or_(StudyRow.created_at < created_at, same_time))
         with self._database.reading() as session:
-            rows = session.scalars(select(StudyRow).order_by(StudyRow.created_at.desc(), StudyRow.id))
+            rows = session.scalars(query if limit is None else query.limit(limit))
             return tuple(study_record(row) for row in rows)
 
     def set_study_state(self, study_id: str, state: str) -> StudyRecord:
@@ -294,10 +301,12 @@ class Store:
             return read_trial(session, study_id, number)
 
     def trials(
-        self, study_id: str, *, after_number: int | None = None, limit: int | None = None
+        self, study_id: str, *, after_number: int | None = None, limit: int | None = None, state: str | None = None
     ) -> tuple[TrialRecord, ...]:
-        """The trials of a study by number, those after `after_number`, at most `limit` of them."""
+        """The trials of a study by number, those after `after_number` and in `state`, at most `limit` of them."""
         query = select(TrialRow.id).where(TrialRow.study_id == study_id).order_by(TrialRow.number)
+        if state is not None:
+            query = query.where(TrialRow.state == state)
         if after_number is not None:
             query = query.where(TrialRow.number > after_number)
         with self._database.reading() as session:
