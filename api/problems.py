@@ -21,7 +21,16 @@ from starlette.routing import Match
 from estimator.errors import ConfigError, InputError
 from nas.errors import DataError, NotFoundError, StoreError, UsageError
 
-__all__ = ["PROBLEM_TYPES", "ApiError", "InvalidPart", "Problem", "ProblemType", "declare", "install"]
+__all__ = [
+    "PROBLEM_TYPES",
+    "ApiError",
+    "InvalidPart",
+    "Problem",
+    "ProblemType",
+    "declare",
+    "describe_problems",
+    "install",
+]
 
 PROBLEM_JSON = "application/problem+json"
 _MAX_TEXT = 400  # characters of a detail: enough for one clear line, too few to send a whole input back
@@ -44,7 +53,7 @@ _TYPES = (
         name="not-found",
         status=404,
         title="There is no such thing",
-        advice="The path, the study or the trial does not exist. GET /v1/studies lists what does; /docs lists the paths.",
+        advice="No such path, study or trial. GET /v1/studies lists the studies; /docs lists the paths.",
     ),
     ProblemType(
         name="method-not-allowed",
@@ -142,18 +151,32 @@ class Problem(BaseModel):
 class ApiError(Exception):
     """A request ends with a problem of this type."""
 
-    def __init__(self, kind: str, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, kind: str, detail: str, *, errors: Sequence[InvalidPart] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.type = PROBLEM_TYPES[kind]
         self.detail = detail
+        self.errors = errors
         self.headers = headers
 
 
 def declare(*names: str) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that can end with these problem types; every route can end with the last three."""
+    """The OpenAPI `responses` of a route that can end with these problem types, and those that any route can."""
     kinds = [PROBLEM_TYPES[name] for name in (*names, "wrong-host", "internal-error", "store-unavailable")]
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {kind.status: {"description": kind.title, "content": {PROBLEM_JSON: schema}} for kind in kinds}
+    return {kind.status: {"description": kind.title, "model": Problem} for kind in kinds}
+
+
+def describe_problems(document: dict[str, Any]) -> None:
+    """Makes an OpenAPI document say of every error what is true: a problem, as application/problem+json."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    response["description"] = _BY_STATUS[int(status)].title
+                    response["content"] = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape, which nothing here answers
+        document["components"]["schemas"].pop(name, None)
 
 
 def install(app: FastAPI) -> None:
@@ -202,14 +225,14 @@ def _pointer(path: Sequence[str | int]) -> str:
 
 def _on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _respond(error.type, error.detail, headers=error.headers)
+    return _respond(error.type, error.detail, errors=error.errors, headers=error.headers)
 
 
 def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     if request.method == "POST" and not _is_json(request):
         return _respond(PROBLEM_TYPES["not-json"], "the body must come with Content-Type: application/json")
-    parts = [_invalid_part(entry) for entry in error.errors()]
+    parts = [_invalid_part(entry, error.body) for entry in error.errors()]
     detail = f"{len(parts)} parts of the request are wrong" if len(parts) > 1 else "1 part of the request is wrong"
     return _respond(PROBLEM_TYPES["invalid-request"], detail, errors=parts)
 
@@ -219,11 +242,25 @@ def _is_json(request: Request) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def _invalid_part(entry: Mapping[str, Any]) -> InvalidPart:
+def _invalid_part(entry: Mapping[str, Any], body: Any) -> InvalidPart:
     part, *path = entry["loc"]
     if entry["type"] == "json_invalid":
         return InvalidPart(detail=f"not valid JSON at character {path[0]}", part=part, pointer="")
-    return InvalidPart(detail=_shorten(entry["msg"]), part=part, pointer=_pointer(path))
+    if part == "body":
+        path = _path_in(body, path, may_lack_last=entry["type"] == "missing")
+    return InvalidPart(detail=_shorten(entry["msg"].removeprefix("Value error, ")), part=part, pointer=_pointer(path))
+
+
+def _path_in(body: Any, path: Sequence[str | int], *, may_lack_last: bool) -> list[str | int]:
+    """The steps that lead somewhere in the body: pydantic adds the names of the types it tried."""
+    steps: list[str | int] = []
+    for step in path:
+        try:
+            body = body[step]
+        except (KeyError, IndexError, TypeError):
+            return [*steps, step] if may_lack_last else steps
+        steps.append(step)
+    return steps
 
 
 def _on_refused_input(request: Request, error: Exception) -> JSONResponse:
@@ -246,7 +283,9 @@ def _on_store_error(request: Request, error: Exception) -> JSONResponse:
 def _on_bug(request: Request, error: Exception) -> JSONResponse:
     instance = _new_instance()
     _log.error("%s: %s %s", instance, request.method, request.url.path, exc_info=error)
-    return _respond(PROBLEM_TYPES["internal-error"], "this is a fault of the service, not of the request", instance=instance)
+    return _respond(
+        PROBLEM_TYPES["internal-error"], "this is a fault of the service, not of the request", instance=instance
+    )
 
 
 def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -255,9 +294,13 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
         allowed = _allowed_methods(request)
         detail = f"{request.url.path} takes {allowed}"
         return _respond(PROBLEM_TYPES["method-not-allowed"], detail, headers={"Allow": allowed})
-    kind = _BY_STATUS.get(error.status_code, PROBLEM_TYPES["internal-error"])
-    details = {404: f"there is no path {request.url.path}", 413: "the body has more than 1 MiB"}
-    return _respond(kind, details.get(error.status_code, error.detail), headers=error.headers)
+    details = {
+        400: "the body cannot be read as JSON",  # nested too deeply, or a number of thousands of digits
+        404: f"there is no path {request.url.path}",
+        413: "the body has more than 1 MiB",
+    }
+    kind = _BY_STATUS[422 if error.status_code == 400 else error.status_code]
+    return _respond(kind, details[error.status_code], headers=error.headers)
 
 
 def _allowed_methods(request: Request) -> str:

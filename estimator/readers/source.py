@@ -14,7 +14,7 @@ from estimator.config import TransformerConfig
 from estimator.errors import ConfigError, CorruptFileError, InputError
 from estimator.readers.huggingface import read_config, read_dtype
 
-__all__ = ["ModelSource", "bundled_models", "read_source", "source_of_values"]
+__all__ = ["ModelSource", "bundled_models", "read_bundled", "read_source", "source_of_values"]
 
 _MAX_FILE_BYTES = 4_000_000  # a thousand times a usual config.json
 
@@ -54,12 +54,25 @@ def read_source(source: str | Path) -> ModelSource:
     if is_file:
         return _read_file(path, path.resolve().parent.name if path.name == "config.json" else path.stem)
     if text.lower() in names:
-        return _read_bundled(text.lower())
+        return read_bundled(text)
     if is_folder and text:
         raise InputError(f"folder {text} holds no config.json")
     if exists and text:
         raise InputError(f"{text} is not a regular file")
     raise InputError(f"{text[:60]!r} is neither a file, a folder nor a bundled model; {_near(text, names)}")
+
+
+def read_bundled(name: str) -> ModelSource:
+    """Reads a bundled model by its name, whatever its case.
+
+    Raises:
+        InputError: no such name; the message lists what is near.
+    """
+    known = name.lower()
+    if known not in bundled_models():
+        raise InputError(f"{name[:60]!r} is not a bundled model; {_near(name, bundled_models())}")
+    text = resources.files("estimator").joinpath("models", f"{known}.json").read_text(encoding="utf-8")
+    return _parse(text, known, None)
 
 
 def source_of_values(values: Mapping[str, Any], name: str) -> ModelSource:
@@ -86,11 +99,6 @@ def _near(text: str, names: tuple[str, ...]) -> str:
 
     close = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"bundled are {', '.join(names)}"
-
-
-def _read_bundled(name: str) -> ModelSource:
-    text = resources.files("estimator").joinpath("models", f"{name}.json").read_text(encoding="utf-8")
-    return _parse(text, name, None)
 
 
 def _read_file(path: Path, name: str) -> ModelSource:
