@@ -26,7 +26,7 @@ from estimator.user_data import user_data_dir
 from nas.errors import StoreCorruptError, StoreError, StoreVersionError
 from nas.tables import SCHEMA_REVISION
 
-__all__ = ["Database", "artifact_dir", "resolve_url", "upgrade_database"]
+__all__ = ["Database", "artifact_dir", "place_of", "resolve_url", "upgrade_database"]
 
 _BUSY_TIMEOUT_S = 60.0
 # What SQLite says, the error it is for us, and what the user is told of the file.
@@ -53,7 +53,7 @@ class Database:
     def __init__(self, url: URL, *, upgrade: bool | None = None) -> None:
         """Opens a database; `upgrade` brings its tables up to date, which is the default for SQLite alone."""
         self.url = url
-        self.place = _place(url)
+        self.place = place_of(url)
         self._is_sqlite = url.get_backend_name() == "sqlite"
         self.in_memory = self._is_sqlite and sqlite_path(url) is None
         self._guard: AbstractContextManager[Any] = threading.RLock() if self.in_memory else nullcontext()
@@ -162,7 +162,7 @@ def artifact_dir(url: str | URL | None) -> Path:
     return user_data_dir() / "artifacts"
 
 
-def _place(url: URL) -> str:
+def place_of(url: URL) -> str:
     """How messages call the store: its file, or its URL without the password."""
     if url.get_backend_name() == "sqlite":
         return str(sqlite_path(url) or "in memory")

@@ -38,7 +38,8 @@ _LAST_TPE_TRIAL = 1000
 def make_sampler(name: str, *, seed: int, trial_number: int) -> BaseSampler:
     """A sampler for one proposal.
 
-    auto is tpe for the first 1000 trials and nsga2 beyond, where a proposal of TPE takes longer and longer.
+    auto is tpe for the first 1000 trials and nsga2 beyond, where a proposal of TPE takes longer and longer. tpe is
+    multivariate, which Optuna leaves off for several objectives: choices of an architecture depend on each other.
 
     Raises:
         UsageError: no sampler of that name, or gp without PyTorch.
@@ -51,7 +52,7 @@ def make_sampler(name: str, *, seed: int, trial_number: int) -> BaseSampler:
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=trial_seed, population_size=_POPULATION_SIZE)
     if name == "tpe":
-        return optuna.samplers.TPESampler(seed=trial_seed)
+        return optuna.samplers.TPESampler(seed=trial_seed, multivariate=True)
     if name == "gp":
         if importlib.util.find_spec("torch") is None:
             raise UsageError("the sampler gp needs PyTorch: pip install 'archfront[train]', or choose tpe")
