@@ -86,10 +86,12 @@ function drawScatter() {
 
 function drawProgress() {
   const steps = report.hypervolume;
+  const layout = layoutOf("trial", "hypervolume", { showlegend: false, margin: { l: 8, r: 12, t: 10, b: 8 } });
+  layout.xaxis.dtick = Math.ceil((steps.at(-1)[0] + 1) / 12);
   Plotly.react("progress", [{ type: "scatter", mode: "lines+markers", x: steps.map((step) => step[0]), y: steps.map((step) => step[1]),
     line: { shape: "hv", width: 2, color: cssColour("--front") }, marker: { size: 6 },
     hovertemplate: "after trial %{x}: %{y:.4g}<extra></extra>" }],
-  layoutOf("trial", "hypervolume", { showlegend: false, margin: { l: 8, r: 12, t: 10, b: 8 } }), plotConfig);
+  layout, plotConfig);
 }
 
 function draw() {

@@ -38,8 +38,9 @@ def write_report(store: Store, study: StudyRecord, path: str | Path) -> Path:
         OSError: the folder cannot be written or its disk is full; an older report stays as it is.
     """
     address = make_url(store.url).render_as_string(hide_password=True)
+    now = store.find_study(study.id)  # as it stands after the search, not as it was before
     target = Path(path)
-    write_text_atomically(target, render_report(study, store.trials(study.id), store=address))
+    write_text_atomically(target, render_report(now, store.trials(study.id), store=address))
     target.chmod(0o644)
     return target
 

@@ -234,11 +234,18 @@ def test_report_of_one_trial_and_one_objective_runs_over_trials(store, spec):
 def test_write_report_hides_the_stores_password(tmp_path, store, study):
     """The next commands name the store without its password."""
     place = SimpleNamespace(
-        url="postgresql+psycopg://me:secret@host/db", trials=lambda study_id: store.trials(study_id)
+        url="postgresql+psycopg://me:secret@host/db", trials=store.trials, find_study=store.find_study
     )
     html = write_report(place, study, tmp_path / "report.html").read_text()
     assert "secret" not in html
     assert "--store 'postgresql+psycopg://me:***@host/db'" in "".join(Page(html).texts["pre"])
+
+
+def test_write_report_shows_the_study_as_it_stands(tmp_path, store, study):
+    """A record read before the search does not make the report say that it has not begun."""
+    store.set_study_state(study.id, "finished")
+    page = Page(write_report(store, study, tmp_path / "report.html").read_text())
+    assert any(", finished, created" in fact for fact in page.texts["dd"])
 
 
 def test_write_report_leaves_one_whole_file(tmp_path, store, study):
