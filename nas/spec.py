@@ -39,8 +39,8 @@ class QualitySettings:
     tokens: int | None = 262_144
     seconds: float | None = None
     sequence_length: int = 128
-    batch_size: int = 16
-    learning_rate: float = 3e-3
+    batch_size: int = 8
+    learning_rate: float = 6e-3
     heldout_tokens: int = 32_768
     seed: int = 0
 
