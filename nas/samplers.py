@@ -1,8 +1,9 @@
 """Optuna proposes: one fresh sampler for every proposal, so that a restart proposes what it would have proposed.
 
 A sampler is seeded from the study's seed and the trial's number alone. What it proposes is then a pure function of the
-trials before: of their choices, states and values, and of the attributes that a sampler left on them (NSGA-II marks
-each trial's generation), which the store keeps with the trial as its `sampler_state`.
+trials before: of their choices, states and values, and of what a sampler noted while it proposed them, on the trial
+(NSGA-II its generation) or on the study (NSGA-II the parents of a generation), which the store keeps with the trial as
+its `sampler_state`.
 
 What Optuna is told: complete trials with their values and, by `set_constraint`, how far each limit is broken; pruned
 and failed trials as failed, since they have no values (and Optuna prunes no trial of several objectives).
@@ -33,6 +34,7 @@ __all__ = ["Proposer", "make_sampler"]
 _POPULATION_SIZE = 20
 # A proposal of TPE takes longer with every trial before it: measured, 0.6 s after 10,000 trials, NSGA-II's 0.02 s.
 _LAST_TPE_TRIAL = 1000
+_STUDY_NAME = "search"
 
 
 def make_sampler(name: str, *, seed: int, trial_number: int) -> BaseSampler:
@@ -69,24 +71,30 @@ class Proposer:
         with _quiet():
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name="search",
+                study_name=_STUDY_NAME,
                 directions=[
                     StudyDirection.MINIMIZE if objective.minimized else StudyDirection.MAXIMIZE
                     for objective in spec.objectives
                 ],
             )
+        self._study_id = self._storage.get_study_id_from_name(_STUDY_NAME)
         for trial in trials:
-            self._study.add_trial(self._frozen(trial))
+            self._restore(trial)
 
     def propose(self, number: int, params: Mapping[str, Any] | None = None) -> tuple[Params, dict[str, Any]]:
-        """The raw choices of the next trial, and what its sampler left on it; given choices are taken as they are."""
+        """The raw choices of the next trial, and what its sampler noted; given choices are taken as they are."""
+        noted = dict(self._storage.get_study_system_attrs(self._study_id))
         if params is not None:
             self._study.enqueue_trial(dict(params))
         self._study.sampler = make_sampler(self._spec.sampler, seed=self._spec.seed, trial_number=number)
         trial = self._study.ask()
         assert trial.number == number, f"proposal {trial.number} is not the study's trial {number}"
         chosen = self._spec.space.suggest(trial)
-        return chosen, dict(self._storage.get_trial(self._trial_id(number)).system_attrs)
+        on_study = self._storage.get_study_system_attrs(self._study_id)
+        return chosen, {
+            "trial": dict(self._storage.get_trial(self._trial_id(number)).system_attrs),
+            "study": {key: value for key, value in on_study.items() if noted.get(key) != value},
+        }
 
     def tell(self, trial: TrialRecord) -> None:
         """How a proposed trial ended."""
@@ -99,8 +107,7 @@ class Proposer:
         self._study.tell(trial.number, self._values(trial))
 
     def _trial_id(self, number: int) -> int:
-        study_id = self._storage.get_study_id_from_name("search")
-        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def _values(self, trial: TrialRecord) -> list[float]:
         return [trial.figures[objective.name].value for objective in self._spec.objectives]
@@ -111,19 +118,23 @@ class Proposer:
             for constraint in self._spec.constraints
         }
 
-    def _frozen(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
+    def _restore(self, trial: TrialRecord) -> None:
         complete = trial.state == "complete"
         states = {"running": TrialState.RUNNING, "complete": TrialState.COMPLETE}
-        return optuna.trial.create_trial(
-            state=states.get(trial.state, TrialState.FAIL),
-            values=self._values(trial) if complete else None,
-            params=trial.params,
-            distributions={
-                name: CategoricalDistribution(self._spec.space.choices[name.split("[")[0]]) for name in trial.params
-            },
-            system_attrs=trial.sampler_state or {},
-            constraints=self._violations(trial) if complete else None,
+        noted = trial.sampler_state or {}
+        choices = self._spec.space.choices
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=states.get(trial.state, TrialState.FAIL),
+                values=self._values(trial) if complete else None,
+                params=trial.params,
+                distributions={name: CategoricalDistribution(choices[name.split("[")[0]]) for name in trial.params},
+                system_attrs=noted.get("trial", {}),
+                constraints=self._violations(trial) if complete else None,
+            )
         )
+        for key, value in noted.get("study", {}).items():
+            self._storage.set_study_system_attr(self._study_id, key, value)
 
 
 def _trial_seed(seed: int, trial_number: int) -> int:

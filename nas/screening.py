@@ -12,7 +12,7 @@ from typing import Any
 
 from estimator.config import TransformerConfig
 from estimator.figures import Figure
-from estimator.sizing import Estimate, estimate
+from estimator.sizing import estimate
 from nas.errors import ImpossibleConstraintError
 from nas.objectives import OBJECTIVES, Constraint
 from nas.space import Params, SearchSpace, cheapest_choice
@@ -31,7 +31,7 @@ _MAX_PASSES = 10
 
 def known_figures(spec: StudySpec, config: TransformerConfig) -> dict[str, Figure]:
     """Every objective that counting alone answers, whether the study asks for it or not."""
-    counted = _estimates(spec, estimate(config, spec.workload))
+    counted = _estimates(spec, config)
     return {
         name: Figure(value=counted[name], origin="counted")
         for name, info in OBJECTIVES.items()
@@ -43,7 +43,7 @@ def broken_limit(spec: StudySpec, config: TransformerConfig) -> str | None:
     """Why a candidate cannot meet the study's limits, or None if nothing known speaks against it."""
     if not spec.constraints:
         return None
-    known = _estimates(spec, estimate(config, spec.workload))
+    known = _estimates(spec, config)
     for constraint in spec.constraints:
         value = _screened_value(constraint, known)
         if value is not None and value > constraint.limit:
@@ -53,26 +53,19 @@ def broken_limit(spec: StudySpec, config: TransformerConfig) -> str | None:
 
 
 def check_reachable(spec: StudySpec) -> None:
-    """Descends from the smallest candidate, one choice at a time, to where the limits are broken least.
+    """Descends for each limit from the smallest candidate, one choice at a time, to where the figure is least.
 
     Raises:
-        ImpossibleConstraintError: the limits cannot be met even there; names one and the nearest reachable value.
+        ImpossibleConstraintError: a limit cannot be met even there; names it and the nearest reachable value.
     """
-    nearest = _nearest(spec, spec.constraints)
     for constraint in spec.constraints:
-        if _excess(spec, (constraint,), nearest) <= 0:
-            continue
-        alone = _nearest(spec, (constraint,))
-        value = _screened_value(constraint, _estimates(spec, _estimate_of(spec, alone)))
-        assert value is not None
-        if value > constraint.limit:
-            reason = f"the nearest reachable is {_amount(constraint, value)}"
-        else:
-            reason = "it can be met alone, but not together with the other limits; loosen one"
-        raise ImpossibleConstraintError(
-            f"no candidate of {spec.space.name} keeps {_describe(constraint)} within "
-            f"{_amount(constraint, constraint.limit)}: {reason}"
-        )
+        nearest = spec.space.to_config(_nearest(spec, (constraint,)))
+        value = _screened_value(constraint, _estimates(spec, nearest))
+        if value is not None and value > constraint.limit:
+            raise ImpossibleConstraintError(
+                f"no candidate of {spec.space.name} keeps {_describe(constraint)} within "
+                f"{_amount(constraint, constraint.limit)}: the nearest reachable is {_amount(constraint, value)}"
+            )
 
 
 def candidates(spec: StudySpec, known: Sequence[Params], seed: int) -> Iterator[Params]:
@@ -136,17 +129,14 @@ def _neighbours(space: SearchSpace, params: Params) -> Iterator[Params]:
 
 def _excess(spec: StudySpec, constraints: Sequence[Constraint], params: Params) -> float:
     """The largest share by which a limit is exceeded; zero or less when all are met."""
-    known = _estimates(spec, _estimate_of(spec, params))
+    known = _estimates(spec, spec.space.to_config(params))
     values = ((constraint, _screened_value(constraint, known)) for constraint in constraints)
     return max((constraint.violation(value) for constraint, value in values if value is not None), default=0.0)
 
 
-def _estimate_of(spec: StudySpec, params: Params) -> Estimate:
-    return estimate(spec.space.to_config(params), spec.workload)
-
-
-def _estimates(spec: StudySpec, found: Estimate) -> dict[str, float]:
+def _estimates(spec: StudySpec, config: TransformerConfig) -> dict[str, float]:
     """Quantities by the names that `ObjectiveInfo.screened_by` uses."""
+    found = estimate(config, spec.workload)
     values = {
         "params": found.params.total,
         "prefill_flops": found.compute.prefill_flops,
