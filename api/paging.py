@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import Query, Request
@@ -31,8 +30,8 @@ def next_link(request: Request, page: Sequence[object], limit: int, key: Sequenc
     return f"{url.path}?{url.query}"
 
 
-def read_cursor(cursor: str | None, *types: type[T]) -> tuple[T, ...] | None:
-    """The key that `next_link` wrote, whose parts are of these types.
+def read_cursor(cursor: str | None, read_key: Callable[..., T]) -> T | None:
+    """What `read_key` makes of the key that `next_link` wrote, or None without a cursor.
 
     Raises:
         ApiError: not a cursor of this list.
@@ -41,9 +40,9 @@ def read_cursor(cursor: str | None, *types: type[T]) -> tuple[T, ...] | None:
         return None
     try:
         version, *key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError, TypeError):
-        version, key = None, []
-    if version != _VERSION or [type(part) for part in key] != list(types):
-        detail = "not a cursor of this list; take it from `next` of the page before"
-        raise ApiError("invalid-request", detail, errors=[InvalidPart(detail=detail, part="query", pointer="/cursor")])
-    return tuple(key)
+        if version == _VERSION:
+            return read_key(*key)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    detail = "not a cursor of this list; take it from `next` of the page before"
+    raise ApiError("invalid-request", detail, errors=[InvalidPart(detail=detail, part="query", pointer="/cursor")])

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from estimator.errors import ConfigError, InputError
-from nas.errors import DataError, NotFoundError, StoreError, UsageError
+from estimator.errors import ConfigError, InputError, UnknownDeviceError, UnsupportedModelError
+from nas.errors import DataError, NotFoundError, SpaceError, StoreError, UsageError
 
 __all__ = [
     "PROBLEM_TYPES",
@@ -34,6 +34,9 @@ __all__ = [
 
 PROBLEM_JSON = "application/problem+json"
 _MAX_TEXT = 400  # characters of a detail: enough for one clear line, too few to send a whole input back
+
+# The field of a body that an error of the packages below is about.
+_PLACES = {ConfigError: "config", UnsupportedModelError: "config", UnknownDeviceError: "device", SpaceError: "space"}
 
 _log = logging.getLogger(__name__)
 
@@ -264,9 +267,10 @@ def _path_in(body: Any, path: Sequence[str | int], *, may_lack_last: bool) -> li
 
 
 def _on_refused_input(request: Request, error: Exception) -> JSONResponse:
-    path = [error.field] if isinstance(error, ConfigError) and error.field else []
-    prefix = ["config"] if isinstance(error, ConfigError) else []
-    part = InvalidPart(detail=_shorten(str(error)), part="body", pointer=_pointer([*prefix, *path]))
+    path = [place for kind, place in _PLACES.items() if isinstance(error, kind)]
+    if isinstance(error, ConfigError) and error.field:
+        path.append(error.field)
+    part = InvalidPart(detail=_shorten(str(error)), part="body", pointer=_pointer(path))
     return _respond(PROBLEM_TYPES["invalid-request"], str(error), errors=[part])
 
 

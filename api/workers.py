@@ -25,7 +25,7 @@ __all__ = ["Launch", "Workers", "launch_worker", "log_path"]
 Launch = Callable[[Store, str], "subprocess.Popen[bytes]"]
 
 _STOP_WITHIN_S = 30.0
-_INTERRUPTED = 130
+_ENDED_WELL = (0, 130, -signal.SIGINT)  # finished; interrupted while it searched; interrupted while it started
 _log = logging.getLogger(__name__)
 
 
@@ -102,7 +102,7 @@ class Workers:
         code = process.wait()
         with self._changes:
             del self._running[study_id]
-        if code not in (0, _INTERRUPTED):
+        if code not in _ENDED_WELL:
             self._record_failure(study_id, code)
 
     def _record_failure(self, study_id: str, code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 
 from api.dependencies import StoreOfApp, WorkersOfApp
 from api.paging import Cursor, Limit, next_link, read_cursor
@@ -20,6 +20,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
+Number = Annotated[int, Path(ge=0, lt=2**31)]
 State = Annotated[str | None, Query(pattern=f"^({'|'.join(TRIAL_STATES)})$", description=", ".join(TRIAL_STATES))]
 
 
@@ -52,9 +53,7 @@ def create_study(
 @router.get("", operation_id="listStudies", summary="All studies", responses=declare("invalid-request"))
 def list_studies(request: Request, store: StoreOfApp, limit: Limit = 50, cursor: Cursor = None) -> StudyPage:
     """The newest first."""
-    key = read_cursor(cursor, str, str)
-    after = None if key is None else (datetime.fromisoformat(key[0]), key[1])
-    page = store.list_studies(after=after, limit=limit)
+    page = store.list_studies(after=read_cursor(cursor, _study_key), limit=limit)
     last = (page[-1].created_at.isoformat(), page[-1].id) if page else ()
     return StudyPage(studies=[_study_body(store, study) for study in page], next=next_link(request, page, limit, last))
 
@@ -75,9 +74,8 @@ def list_trials(
     request: Request, study: str, store: StoreOfApp, limit: Limit = 50, cursor: Cursor = None, state: State = None
 ) -> TrialPage:
     """By number, without samples and history; those of one state on request."""
-    key = read_cursor(cursor, int)
-    found = store.find_study(study)
-    page = store.trials(found.id, after_number=None if key is None else key[0], limit=limit, state=state)
+    after_number = read_cursor(cursor, _trial_key)
+    page = store.trials(store.find_study(study).id, after_number=after_number, limit=limit, state=state)
     last = (page[-1].number,) if page else ()
     return TrialPage.model_validate(
         {"trials": [trial.to_dict() for trial in page], "next": next_link(request, page, limit, last)}
@@ -90,7 +88,7 @@ def list_trials(
     summary="One trial",
     responses=declare("not-found", "invalid-request"),
 )
-def get_trial(study: str, number: int, store: StoreOfApp) -> TrialBody:
+def get_trial(study: str, number: Number, store: StoreOfApp) -> TrialBody:
     """Everything known of it: figures, samples, files, why it failed."""
     return TrialBody.model_validate(store.trial(store.find_study(study).id, number).to_dict())
 
@@ -99,6 +97,19 @@ def get_trial(study: str, number: int, store: StoreOfApp) -> TrialBody:
 def get_pareto(study: str, store: StoreOfApp) -> ParetoBody:
     """The trials that no other one beats in every objective, among those that keep every limit."""
     return ParetoBody.model_validate(pareto_document(store, store.find_study(study)))
+
+
+def _study_key(created_at: str, study_id: str) -> tuple[datetime, str]:
+    time = datetime.fromisoformat(created_at)
+    if time.tzinfo is None or not isinstance(study_id, str):
+        raise ValueError
+    return time, study_id
+
+
+def _trial_key(number: int) -> int:
+    if type(number) is not int or not 0 <= number < 2**31:
+        raise ValueError
+    return number
 
 
 def _study_body(store: Store, study: StudyRecord) -> StudyBody:
