@@ -21,6 +21,7 @@ from estimator.flops import layer_flops, output_flops
 from estimator.memory import (
     layer_kv_elements,
     layer_live_elements,
+    output_elements,
     output_live_elements,
     runtime_bytes,
     weight_bytes,
@@ -273,10 +274,11 @@ def _estimate_group(table: Columns, workload: Workload) -> dict[str, Ints]:
         sums["decode_flops_per_token"] += _over(times, sum(layer_flops(wide, layer, 1, keys).values()))
     live = np.asarray(output_live_elements(config, length))
     for moment in layer_live_elements(wide, layer, length, scores_stored=True):
-        live = np.maximum(live, np.max(runs * moment, axis=1))
-    activations = batch_size * live * int(DTYPE_BYTES[workload.activation_dtype])
-    weights = cast(Any, sums["weights_bytes"])
-    sums["total_bytes"] = weights + sums["kv_cache_bytes"] + activations + runtime_bytes(weights)
+        live = live + np.max(runs * moment, axis=1)
+    activation_bytes = batch_size * int(DTYPE_BYTES[workload.activation_dtype])
+    weights, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
+    runtime = runtime_bytes(weights, activation_bytes * output_elements(config, length) + kv_cache)
+    sums["total_bytes"] = weights + kv_cache + activation_bytes * live + runtime
     return sums
 
 

@@ -11,10 +11,11 @@ from estimator.flops import kept_tokens
 from estimator.memory import (
     INT4_BLOCK,
     RUNTIME_BASE_BYTES,
-    RUNTIME_WEIGHTS_DIVISOR,
+    RUNTIME_WEIGHTS_PERCENT,
     count_kv_cache_bytes,
     count_read_bytes,
     layer_live_elements,
+    output_elements,
 )
 from estimator.roofline import peak_rate
 from estimator.sizing import Estimate
@@ -29,7 +30,7 @@ LEGEND = (
 )
 _CONFIG_SOURCE = "config; shapes of estimator/weights.py"
 _FLOPS_SOURCE = "config; a multiply-add is 2 FLOPs; masks not discounted (docs/formulas.md)"
-_RUNTIME_SOURCE = "ONNX Runtime 1.32 on CPU, fp32 and int8, 0.1 M to 134 M parameters, measured (docs/formulas.md)"
+_RUNTIME_SOURCE = "ONNX Runtime 1.32 on a CPU, measured by benchmarks/runtime_memory.py"
 _PART_FORMULAS = {
     "embedding": "V·D, + P·D when positions are learned, + T·D",
     "attention": "layers · (D·N·H + 2·D·K·H + N·H·D, + biases)",
@@ -91,8 +92,11 @@ def _memory(result: Estimate) -> Iterator[_Row]:
     yield _activations(result)
     total = [memory.weights_bytes, memory.kv_cache_bytes, memory.activations_bytes]
     if memory.runtime_bytes is not None:
-        numbers = f"{RUNTIME_BASE_BYTES} + {memory.weights_bytes} // {RUNTIME_WEIGHTS_DIVISOR}"
-        formula = "11 MB + 0.2 · weights"
+        batch_bytes = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
+        result_size = f"{batch_bytes} × {output_elements(result.config, workload.prompt_length)}"
+        packed = f"{memory.weights_bytes} × {RUNTIME_WEIGHTS_PERCENT} // 100"
+        numbers = f"{RUNTIME_BASE_BYTES} + {packed} + {result_size} + {memory.kv_cache_bytes}"
+        formula = "11 MB + 0.45 · weights + B · bytes · L·V (L·D without logits) + KV cache"
         yield "memory.runtime_bytes", formula, numbers, memory.runtime_bytes, _RUNTIME_SOURCE
         total.append(memory.runtime_bytes)
     formula = "weights + KV cache + activations" + (" + runtime" if memory.runtime_bytes is not None else "")
@@ -119,13 +123,13 @@ def _weights(result: Estimate) -> _Row:
 
 def _activations(result: Estimate) -> _Row:
     config, length = result.config, result.workload.prompt_length
-    stored = result.memory.runtime_bytes is not None  # as in estimate_memory: only a CPU stores the scores
+    on_cpu = result.device is None or result.device.kind == "cpu"
 
     def live(layer: Layer) -> tuple[int, int]:
-        return layer_live_elements(config, layer, length, stored)
+        return layer_live_elements(config, layer, length, on_cpu)
 
     wide = max(config.layers, key=lambda layer: live(layer)[0])
-    scores = f" + {_product(wide.num_attention_heads, length, length)}" if stored else ""
+    scores = f" + {_product(wide.num_attention_heads, length, length)}" if on_cpu else ""
     sizes = f"{config.hidden_size} + 2 × {wide.query_size} + 2 × {wide.key_value_size}"
     inner = max(layer.intermediate_size for layer in config.layers)
     moments = (
@@ -134,9 +138,10 @@ def _activations(result: Estimate) -> _Row:
         f"{length} × ({config.hidden_size} + {config.vocab_size if config.head in ('causal_lm', 'masked_lm') else 0})",
     )
     bytes_each = int(DTYPE_BYTES[result.workload.activation_dtype])
-    numbers = f"{result.workload.batch_size} × {bytes_each} × max({', '.join(moments)})"
-    attention = "L·(D + 2·N·H + 2·K·H)" + (" + N·L·L" if stored else "")
-    formula = f"B · bytes · max({attention}, L·(2·D + F, twice F when gated), L·(D + V))"
+    together = f"({' + '.join(moments)})" if on_cpu else f"max({', '.join(moments)})"
+    numbers = f"{result.workload.batch_size} × {bytes_each} × {together}"
+    terms = "L·(D + 2·N·H + 2·K·H)", "L·(2·D + F, twice F when gated)", "L·(D + V)"
+    formula = f"B · bytes · (N·L·L + {' + '.join(terms)})" if on_cpu else f"B · bytes · max({', '.join(terms)})"
     return "memory.activations_bytes", formula, numbers, result.memory.activations_bytes, "docs/formulas.md"
 
 

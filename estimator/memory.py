@@ -14,7 +14,7 @@ from estimator.workload import DTYPE_BYTES, Workload
 __all__ = [
     "INT4_BLOCK",
     "RUNTIME_BASE_BYTES",
-    "RUNTIME_WEIGHTS_DIVISOR",
+    "RUNTIME_WEIGHTS_PERCENT",
     "MemoryEstimate",
     "count_kv_cache_bytes",
     "count_read_bytes",
@@ -22,6 +22,7 @@ __all__ = [
     "estimate_memory",
     "layer_kv_elements",
     "layer_live_elements",
+    "output_elements",
     "output_live_elements",
     "runtime_bytes",
     "weight_bytes",
@@ -30,10 +31,10 @@ __all__ = [
 INT4_BLOCK = 32  # inputs that share one fp16 scale; MatMulNBits pads a row to whole blocks
 _INT8_SCALE_BYTES = 4  # one fp32 scale per output channel
 _INT4_SCALE_BYTES = 2
-# ONNX Runtime 1.32 on the CPU, our graphs, fp32 and int8, 0.1 M to 134 M parameters, measured: loading adds 11 MB plus
-# 1.2 times the file. The file is the weights, so a fifth of them comes on top.
+# ONNX Runtime 1.32 on a CPU, measured by benchmarks/runtime_memory.py: loading adds 11 MB and, beside the weights,
+# packed copies of about 0.45 of them (0.03 to 0.85 in 48 runs: the allocator gives memory back or not).
 RUNTIME_BASE_BYTES = 11_000_000
-RUNTIME_WEIGHTS_DIVISOR = 5
+RUNTIME_WEIGHTS_PERCENT = 45
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,12 @@ def estimate_memory(config: TransformerConfig, workload: Workload, device: Devic
     Without a device the runtime is ONNX Runtime on a CPU. A GPU runs attention without storing the scores.
     """
     on_cpu = device is None or device.kind == "cpu"
+    activation_bytes = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
     weights = count_weight_bytes(config, workload)
     kv_cache = count_kv_cache_bytes(config, workload, workload.context_length)
-    activations = _activation_elements(config, workload, on_cpu) * int(DTYPE_BYTES[workload.activation_dtype])
-    runtime = runtime_bytes(weights) if on_cpu else None
+    activations = activation_bytes * _activation_elements(config, workload.prompt_length, on_cpu)
+    outputs = activation_bytes * output_elements(config, workload.prompt_length) + kv_cache
+    runtime = runtime_bytes(weights, outputs) if on_cpu else None
     return MemoryEstimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
@@ -145,17 +148,22 @@ def output_live_elements(config: TransformerConfig, num_tokens: int) -> int:
     return num_tokens * (config.hidden_size + logits)
 
 
-def runtime_bytes(weights_bytes: int) -> int:
-    """Bytes that ONNX Runtime adds on a CPU beyond the weights: 11 MB and a fifth of the weights.
+def output_elements(config: TransformerConfig, num_tokens: int) -> int:
+    """Elements of one sequence's result: the logits of every token, or the hidden states of a model without logits."""
+    return num_tokens * (config.vocab_size if config.head in ("causal_lm", "masked_lm") else config.hidden_size)
 
-    Source: measured with ONNX Runtime 1.32 on 2 cores; see docs/formulas.md.
+
+def runtime_bytes(weights_bytes: int, outputs_bytes: int) -> int:
+    """Bytes that ONNX Runtime adds on a CPU: 11 MB, packed copies of 0.45 of the weights, and a copy of the outputs.
+
+    The outputs are the result and the present key-values, which are handed over as copies.
+    Source: benchmarks/runtime_memory.py.
     """
-    return RUNTIME_BASE_BYTES + weights_bytes // RUNTIME_WEIGHTS_DIVISOR
+    return RUNTIME_BASE_BYTES + weights_bytes * RUNTIME_WEIGHTS_PERCENT // 100 + outputs_bytes
 
 
-def _activation_elements(config: TransformerConfig, workload: Workload, scores_stored: bool) -> int:
-    length = workload.prompt_length
-    moments = [output_live_elements(config, length)]
-    for layer in config.layers:
-        moments.extend(layer_live_elements(config, layer, length, scores_stored))
-    return workload.batch_size * max(moments)
+def _activation_elements(config: TransformerConfig, length: int, on_cpu: bool) -> int:
+    """Elements of one sequence. A GPU's allocator reuses memory between moments, ONNX Runtime's CPU arena hardly."""
+    moments = [layer_live_elements(config, layer, length, scores_stored=on_cpu) for layer in config.layers]
+    widest = (max(m[0] for m in moments), max(m[1] for m in moments), output_live_elements(config, length))
+    return sum(widest) if on_cpu else max(widest)
