@@ -77,10 +77,10 @@ def build_parser(*, with_measure: bool) -> argparse.ArgumentParser:
     _add_size(commands)
     _add_devices(commands)
     if with_measure:
-        from estimator.measuring import command
+        from estimator.measuring.command import add_parser, run
 
-        command.add_parser(commands)
-        commands.choices["measure"].set_defaults(run=command.run)
+        add_parser(commands)
+        commands.choices["measure"].set_defaults(run=run)
     else:
         commands.add_parser("measure", help="latency and memory on this machine, with ONNX Runtime")
     return parser
