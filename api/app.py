@@ -63,6 +63,7 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         dependencies=[Depends(check_host)],
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
     )
     app.state.hosts = tuple(hosts)

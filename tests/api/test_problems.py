@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -165,6 +166,25 @@ def test_openapi_describes_every_operation(client):
             assert all(client.post(path, json=example).status_code in (200, 202) for example in examples)
     assert len(set(ids)) == len(ids) == 10
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_howto_names_every_route(client):
+    """A route that is missing in the documentation, or is there alone, fails here."""
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "api.md").read_text(encoding="utf-8")
+    table = text.split("## Routes")[1].split("##")[0]
+    documented = set(re.findall(r"`(GET|POST) ([^`]+)`", table))
+    assert documented == {(method.upper(), path) for method, path, _ in operations(client)}
+
+
+def test_docs_is_a_page_of_our_own(client):
+    """The page about the API loads nothing but the API's description, and its policy says so."""
+    response = client.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'")
+    assert not re.findall(r"""(?:src|href)=["'](?!/)""", response.text)
+    nonces = set(re.findall(r'nonce="([^"]+)"', response.text))
+    assert len(nonces) == 1
+    assert f"script-src 'nonce-{nonces.pop()}'" in response.headers["content-security-policy"]
 
 
 def test_the_limit_of_running_searches_is_a_problem(store_url):
