@@ -10,7 +10,7 @@ from estimator.devices import Device
 from estimator.flops import FlopCount, count_flops
 from estimator.memory import MemoryEstimate, estimate_memory
 from estimator.params import ParamCount, count_params
-from estimator.roofline import LatencyBound, bound_latency
+from estimator.roofline import LatencyBound, bound_latency, peak_rate
 from estimator.workload import Workload
 
 __all__ = ["Estimate", "estimate"]
@@ -135,6 +135,6 @@ def _device_warnings(workload: Workload, memory: MemoryEstimate, device: Device 
     rates = device.peak_flops_per_s
     if not rates or device.memory_bandwidth_bytes_per_s is None:
         warnings.append(f"no latency: {device.name} has no published arithmetic rate or bandwidth")
-    elif workload.activation_dtype not in rates:
+    elif workload.activation_dtype not in rates and peak_rate(workload, device) == rates.get("fp32"):
         warnings.append(f"{device.name} has no published {workload.activation_dtype} rate; the bound uses fp32's")
     return warnings

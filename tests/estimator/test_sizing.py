@@ -85,6 +85,8 @@ def test_warning_for_a_type_that_the_device_does_not_publish(small):
     """bf16 on a T4 is bounded by its fp32 rate, and says so."""
     workload = Workload(weight_dtype="bf16", activation_dtype="bf16", kv_cache_dtype="bf16")
     assert any("bf16" in warning for warning in estimate(small, workload, get_device("t4")).warnings)
+    packed = dataclasses.replace(workload, weight_dtype="int4")  # multiplied in int8, which is published
+    assert not any("bf16" in warning for warning in estimate(small, packed, get_device("t4")).warnings)
 
 
 def test_missing_rates_give_no_latency_and_a_warning(small):
