@@ -171,3 +171,17 @@ def test_cache_grows_with_the_workload(small, field):
     base = Workload()
     grown = dataclasses.replace(base, **{field: getattr(base, field) + 1})
     assert estimate_memory(small, grown).kv_cache_bytes > estimate_memory(small, base).kv_cache_bytes
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weight_bytes_are_those_of_the_onnx_file(small, tmp_path, dtype, tied):
+    """The file that is built holds the counted bytes and, beside them, a graph of a few kilobytes a layer."""
+    pytest.importorskip("onnx")
+    from estimator.onnx_builder import build_onnx
+
+    config = dataclasses.replace(small, vocab_size=2000, intermediate_size=800, tie_word_embeddings=tied)
+    artifact = build_onnx(config, path=tmp_path / "model.onnx", weight_dtype=dtype)
+    counted = count_weight_bytes(config, Workload(weight_dtype=dtype))
+    assert 0 < artifact.file_bytes - counted < 10_000 * config.num_hidden_layers
+    assert artifact.num_params == count_params(config).total
