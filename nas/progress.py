@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -15,9 +15,9 @@ from nas.loop import num_paid_trials
 from nas.objectives import Objective
 from nas.records import TrialRecord
 from nas.study import Study
-from nas.table import column_of, describe_config, format_value
+from nas.table import best_trials, column_of, describe_config, format_value
 
-__all__ = ["ProgressView", "best_trials", "format_duration"]
+__all__ = ["ProgressView", "format_duration"]
 
 _REFRESH_PER_S = 4
 
@@ -120,18 +120,6 @@ class ProgressView:
             return f"trial {trial.number}: {trial.state}: {trial.error_text}"
         values = [_shown(objective, trial) for objective in self._study.spec.objectives]
         return f"trial {trial.number}: {describe_config(trial.config)}: {', '.join(values)}"
-
-
-def best_trials(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[tuple[Objective, TrialRecord]]:
-    """The best complete trial of each objective that has been observed."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    best = []
-    for objective in objectives:
-        observed = [trial for trial in complete if objective.name in trial.figures]
-        if observed:
-            sign = 1 if objective.minimized else -1
-            best.append((objective, min(observed, key=lambda t: sign * t.figures[objective.name].value)))
-    return best
 
 
 def format_duration(seconds: float) -> str:
