@@ -18,17 +18,17 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from estimator.config import TransformerConfig
-from estimator.errors import BuildError, ConfigError, CorruptFileError, StorageFullError
+from estimator.errors import BuildError, CorruptFileError, StorageFullError
 from estimator.onnx_blocks import BUILD_DTYPES, write_graph
 from estimator.onnx_graph import is_parameter
-from estimator.onnx_wire import check_self_contained
+from estimator.onnx_wire import check_self_contained, read_properties
 from estimator.ort_session import PROVIDERS
-from estimator.weights import random_weights, weight_shapes
+from estimator.weights import is_linear, random_weights, weight_shapes
 
 __all__ = ["OnnxArtifact", "build_onnx", "read_artifact", "read_config"]
 
-_MAX_FILE_BYTES = 2**31 - 1  # the limit of a protobuf message
-_PREFIX = "archfront."
+_MAX_WEIGHT_BYTES = 2**31 - 2**26  # a protobuf message ends at 2 GiB; the rest is for nodes, scales and names
+_CONFIG, _WEIGHT_DTYPE, _PROVIDER = "archfront.config", "archfront.weight_dtype", "archfront.provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +60,16 @@ def build_onnx(
     weights give the same bytes.
 
     Raises:
-        BuildError: a weight is missing, unknown or of the wrong shape, or the type, the provider or a part of the
-            config cannot be built.
+        BuildError: a weight is missing, unknown, not finite or of the wrong shape, the type, the provider or a part of
+            the config cannot be built, or the file would be too large for ONNX.
         StorageFullError: there is no space left; nothing is left behind.
     """
     _check_target(weight_dtype, provider)
+    _check_size(config, weight_dtype)
     weights = random_weights(config, seed) if weights is None else _checked(config, weights)
     writer = write_graph(config, weights, weight_dtype=weight_dtype)
-    model = writer.model(
-        {
-            f"{_PREFIX}config": json.dumps(config.to_dict(), sort_keys=True),
-            f"{_PREFIX}weight_dtype": weight_dtype,
-            f"{_PREFIX}provider": provider,
-        }
-    )
-    if model.ByteSize() > _MAX_FILE_BYTES:
-        raise BuildError(f"the file would have {model.ByteSize()} bytes; an ONNX file holds at most {_MAX_FILE_BYTES}")
+    config_json = json.dumps(config.to_dict(), sort_keys=True)
+    model = writer.model({_CONFIG: config_json, _WEIGHT_DTYPE: weight_dtype, _PROVIDER: provider})
     _write_atomically(Path(path), model.SerializeToString())
     return read_artifact(path)
 
@@ -87,41 +81,42 @@ def read_artifact(path: str | Path) -> OnnxArtifact:
         CorruptFileError: the file is missing, no ONNX model, or not written by `build_onnx`.
     """
     path = Path(path)
-    model, config, data = _read(path)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
+    config, properties = _read_header(path)
+    data = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise CorruptFileError(f"{path} is not an ONNX file") from error
     return OnnxArtifact(
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
         file_bytes=len(data),
         opset=next(entry.version for entry in model.opset_import if entry.domain == ""),
-        num_params=sum(math.prod(t.dims) for t in model.graph.initializer if is_parameter(t.name)),
-        weight_dtype=properties[f"{_PREFIX}weight_dtype"],
-        provider=properties[f"{_PREFIX}provider"],
+        num_params=sum(math.prod(tensor.dims) for tensor in model.graph.initializer if is_parameter(tensor.name)),
+        weight_dtype=properties[_WEIGHT_DTYPE],
+        provider=properties[_PROVIDER],
         architecture_hash=config.architecture_hash(),
     )
 
 
 def read_config(path: str | Path) -> TransformerConfig:
-    """The config that the file at `path` was built from.
+    """The config that the file at `path` was built from; its weights are not read.
 
     Raises:
         CorruptFileError: the file is missing, no ONNX model, or not written by `build_onnx`.
     """
-    return _read(Path(path))[1]
+    return _read_header(Path(path))[0]
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, TransformerConfig, bytes]:
+def _read_header(path: Path) -> tuple[TransformerConfig, dict[str, str]]:
     check_self_contained(path)
-    data = path.read_bytes()
+    properties = read_properties(path)
+    if not {_CONFIG, _WEIGHT_DTYPE, _PROVIDER} <= properties.keys():
+        raise CorruptFileError(f"{path} was not written by Archfront: it holds no config")
     try:
-        model = onnx.load_model_from_string(data)
-        properties = {entry.key: entry.value for entry in model.metadata_props}
-        config = TransformerConfig.from_dict(json.loads(properties[f"{_PREFIX}config"]))
-    except (DecodeError, RuntimeError) as error:
-        raise CorruptFileError(f"{path} is not an ONNX file") from error
-    except (KeyError, ValueError, ConfigError) as error:
-        raise CorruptFileError(f"{path} was not written by Archfront: it holds no config") from error
-    return model, config, data
+        return TransformerConfig.from_dict(json.loads(properties[_CONFIG])), properties
+    except ValueError as error:
+        raise CorruptFileError(f"{path} holds a config that cannot be read: {error}") from error
 
 
 def _check_target(weight_dtype: str, provider: str) -> None:
@@ -131,6 +126,15 @@ def _check_target(weight_dtype: str, provider: str) -> None:
         raise BuildError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
     if provider != "cpu" and weight_dtype == "int8":
         raise BuildError(f"int8 has kernels on the CPU only; build fp32 for provider {provider}")
+
+
+def _check_size(config: TransformerConfig, weight_dtype: str) -> None:
+    num_bytes = sum(
+        math.prod(shape) * (1 if weight_dtype == "int8" and is_linear(name) else 4)
+        for name, shape in weight_shapes(config).items()
+    )
+    if num_bytes > _MAX_WEIGHT_BYTES:
+        raise BuildError(f"{num_bytes:,} bytes of {weight_dtype} weights do not fit one ONNX file, which ends at 2 GiB")
 
 
 def _checked(config: TransformerConfig, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float32]]:
@@ -146,6 +150,8 @@ def _checked(config: TransformerConfig, weights: Mapping[str, NDArray[np.floatin
         checked[name] = np.asarray(weights[name], np.float32)
         if checked[name].shape != shape:
             raise BuildError(f"weight {name!r} has shape {checked[name].shape}; this config needs {shape}")
+        if not np.isfinite(checked[name]).all():
+            raise BuildError(f"weight {name!r} holds values that are not finite")
     return checked
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["CONTRIB_DOMAIN", "OPSET", "GraphWriter", "is_parameter"]
+__all__ = ["OPSET", "GraphWriter", "is_parameter"]
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
-CONTRIB_DOMAIN = "com.microsoft"
 _IR_VERSION = 11  # the one released with opset 23
-_ELEMENT_TYPES = {
-    "float": onnx.TensorProto.FLOAT,
-    "int64": onnx.TensorProto.INT64,
-}
+_ELEMENT_TYPES = {"float": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
 
 
 def is_parameter(name: str) -> bool:
@@ -29,7 +25,7 @@ def is_parameter(name: str) -> bool:
 class GraphWriter:
     """Collects nodes, initialisers, inputs and outputs; `model()` puts them together.
 
-    A value is known by its name, a string. Methods that add a node return the name of its (first) output.
+    A value is known by its name, a string. Methods that add something return the name of its (first) value.
     """
 
     def __init__(self) -> None:
@@ -37,25 +33,19 @@ class GraphWriter:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._domains: set[str] = {""}
+        self._values: set[str] = set()
 
-    def node(self, op: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """Adds a node; its outputs are named after it unless `outputs` names them."""
+    def node(self, op: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
+        """Adds a node of the standard operators; its output is named after it unless `outputs` names them."""
         name = f"{op}_{len(self._nodes)}"
         outputs = outputs or (name,)
-        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
-        self._domains.add(domain)
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        self._values.update(outputs)
         return outputs[0]
 
-    def split(self, value: str, sizes: Sequence[int]) -> tuple[str, ...]:
-        """Parts of the last axis."""
-        outputs = tuple(f"Split_{len(self._nodes)}_{part}" for part in range(len(sizes)))
-        self.node("Split", value, self.ints(*sizes), outputs=outputs, axis=-1)
-        return outputs
-
-    def has(self, name: str) -> bool:
-        """True when an initialiser of that name is there."""
-        return name in self._initializers
+    def has_value(self, name: str) -> bool:
+        """True when a node has an output of that name already."""
+        return name in self._values
 
     def initializer(self, name: str, values: NDArray[Any]) -> str:
         """Stores a named tensor once; a second call with the same name changes nothing."""
@@ -67,10 +57,9 @@ class GraphWriter:
         """An int64 vector constant."""
         return self.initializer("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
-    def scalar(self, value: int | float) -> str:
-        """An int64 or fp32 scalar constant."""
-        dtype = np.int64 if isinstance(value, int) else np.float32
-        return self.initializer(f"scalar_{value!r}", np.array(value, dtype))
+    def scalar(self, value: int) -> str:
+        """An int64 scalar constant."""
+        return self.initializer(f"scalar_{value}", np.array(value, np.int64))
 
     def input(self, name: str, element_type: str, shape: Sequence[int | str]) -> str:
         """Declares an input of the graph; a string in the shape is a dynamic axis."""
@@ -78,16 +67,16 @@ class GraphWriter:
         return name
 
     def output(self, name: str, element_type: str, shape: Sequence[int | str]) -> str:
-        """Declares an output of the graph, a value that a node has as its output."""
+        """Declares an output of the graph, a value that some node has as its output."""
         self._outputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[element_type], shape))
         return name
 
-    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+    def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """The finished model with `metadata` as its properties; the same calls give the same bytes."""
         graph = helper.make_graph(
             self._nodes, "transformer", self._inputs, self._outputs, list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self._domains)]
-        model = helper.make_model(graph, opset_imports=opsets, producer_name="archfront", ir_version=_IR_VERSION)
-        helper.set_model_props(model, metadata)
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], producer_name="archfront", ir_version=_IR_VERSION)
+        helper.set_model_props(model, dict(metadata))
         return model

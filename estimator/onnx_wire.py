@@ -1,4 +1,4 @@
-"""Looks through an ONNX file without reading its weights, whatever the file's size.
+"""Looks through an ONNX file, and reads its properties, without reading its weights, whatever the file's size.
 
 Only lengths and tags of the protobuf encoding are read (mapped pages of the weights stay untouched), so a process that
 measures its own peak memory can afford it.
@@ -7,13 +7,14 @@ Source: https://protobuf.dev/programming-guides/encoding, https://github.com/onn
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 from estimator.errors import CorruptFileError
 
-__all__ = ["check_self_contained"]
+__all__ = ["check_self_contained", "read_properties"]
 
 # Which fields of a message hold which messages, as far as tensors can be found in them.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -26,7 +27,7 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _TENSOR_EXTERNAL_DATA = 13
-_GRAPH = 7
+_GRAPH, _PROPERTIES, _KEY, _VALUE = 7, 14, 1, 2
 _MOST_LEVELS = 64
 
 
@@ -36,18 +37,36 @@ def check_self_contained(path: str | Path) -> None:
     Raises:
         CorruptFileError: the file is missing, no ONNX model, or keeps weights in other files.
     """
+    with _opened(path) as data:
+        external = _has_external(data, "model", 0, len(data), 0)
+    if external:
+        raise CorruptFileError(f"{path} keeps weights in other files; all of them must be inside")
+
+
+def read_properties(path: str | Path) -> dict[str, str]:
+    """The metadata properties of an ONNX file, by key.
+
+    Raises:
+        CorruptFileError: the file is missing or no ONNX model.
+    """
+    with _opened(path) as data:
+        entries = [span for number, *span in _fields(data, 0, len(data)) if number == _PROPERTIES]
+        texts = [{n: data[a:b].decode() for n, a, b in _fields(data, *span)} for span in entries]
+    return {text.get(_KEY, ""): text.get(_VALUE, "") for text in texts}
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[mmap.mmap]:
+    """The bytes of what has the outer form of an ONNX model; what goes wrong with them becomes a CorruptFileError."""
     try:
         with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            fields = {number for number, _, _ in _fields(data, 0, len(data))}
-            external = _GRAPH in fields and _has_external(data, "model", 0, len(data), 0)
+            if _GRAPH not in {number for number, _, _ in _fields(data, 0, len(data))}:
+                raise ValueError("it has no graph")
+            yield data
     except OSError as error:
         raise CorruptFileError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorruptFileError(f"{path} is not an ONNX file: {error}") from error
-    if _GRAPH not in fields:
-        raise CorruptFileError(f"{path} is not an ONNX file: it has no graph")
-    if external:
-        raise CorruptFileError(f"{path} keeps weights in other files; all of them must be inside")
 
 
 def _has_external(data: mmap.mmap, message: str, start: int, end: int, level: int) -> bool:
