@@ -88,8 +88,6 @@ def score_onnx(
     input_ids, targets = _windows(config, corpus, settings)
     session = open_session(path, num_threads=num_threads)
     window_bits = np.concatenate(list(_bits_per_window(session, config, input_ids, targets)))
-    if not np.isfinite(window_bits).all():
-        raise EvaluationError(f"{path} gives logits that are not finite", reason="numerics")
     return Quality(
         bits_per_byte=_mean_with_interval(window_bits),
         metric=METRICS[config.head],
@@ -128,6 +126,8 @@ def _bits_per_window(
         ids, wanted = input_ids[first : first + _BATCH_SIZE], targets[first : first + _BATCH_SIZE]
         inputs = make_inputs(config, batch_size=ids.shape[0], sequence_length=ids.shape[1])
         (logits,) = session.run(["logits"], inputs | {"input_ids": np.ascontiguousarray(ids)})
+        if not np.isfinite(logits).all():
+            raise EvaluationError("the ONNX file gives logits that are not finite", reason="numerics")
         yield _cross_entropy_bits(logits, wanted)
 
 
