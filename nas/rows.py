@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -29,6 +29,7 @@ from nas.tables import (
 
 __all__ = [
     "add_architecture",
+    "add_observations",
     "artifact_record",
     "event_record",
     "find_running_trial",
@@ -36,6 +37,7 @@ __all__ = [
     "find_trial",
     "free_name",
     "new_observation",
+    "next_number",
     "observation_record",
     "read_trial",
     "read_trials",
@@ -178,6 +180,12 @@ def find_running_trial(session: Session, study_id: str, number: int) -> TrialRow
     return row
 
 
+def next_number(session: Session, study_id: str) -> int:
+    """The number of a study's next trial; the study's row must be locked."""
+    last = session.scalar(select(func.max(TrialRow.number)).where(TrialRow.study_id == study_id))
+    return 0 if last is None else last + 1
+
+
 def free_name(session: Session, stem: str) -> str:
     """The stem with the lowest number that no study has."""
     taken = set(session.scalars(select(StudyRow.name).where(StudyRow.name.startswith(f"{stem}-", autoescape=True))))
@@ -203,6 +211,14 @@ def new_observation(trial_id: int, objective: str, figure: Figure, cost_s: float
         cost_s=cost_s,
         created_at=now,
     )
+
+
+def add_observations(
+    session: Session, trial: TrialRow, figures: Mapping[str, Figure], cost_s: float, now: datetime
+) -> None:
+    """Stores figures that arrived together; each bears its share of their cost."""
+    for objective, figure in figures.items():
+        session.add(new_observation(trial.id, objective, figure, cost_s / len(figures), now))
 
 
 def share_results(session: Session, source: TrialRow, target: TrialRow, now: datetime) -> None:

@@ -28,6 +28,7 @@ from nas.records import (
 )
 from nas.rows import (
     add_architecture,
+    add_observations,
     artifact_record,
     event_record,
     find_running_trial,
@@ -35,6 +36,7 @@ from nas.rows import (
     find_trial,
     free_name,
     new_observation,
+    next_number,
     observation_record,
     read_trial,
     read_trials,
@@ -231,18 +233,15 @@ class Store:
         A proposal that needs no evaluation is stored with its final state at once: pruned with the reason, or complete
         as a `duplicate_of` an earlier trial, whose observations, artefact, measurement and quality it then shares.
         """
-        assert state in TRIAL_STATES, state
         now = self._now()
         with self._database.writing() as session:
             touch_study(session, study_id)
-            architecture_hash = add_architecture(session, config, now)
-            last = session.scalar(select(func.max(TrialRow.number)).where(TrialRow.study_id == study_id))
             row = TrialRow(
                 study_id=study_id,
-                number=0 if last is None else last + 1,
+                number=next_number(session, study_id),
                 state=state,
                 params=dict(params),
-                architecture_hash=architecture_hash,
+                architecture_hash=add_architecture(session, config, now),
                 created_at=now,
                 finished_at=None if state == "running" else now,
                 error_type=error_type,
@@ -252,8 +251,7 @@ class Store:
             )
             session.add(row)
             session.flush()
-            for objective, figure in (figures or {}).items():
-                session.add(new_observation(row.id, objective, figure, 0.0, now))
+            add_observations(session, row, figures or {}, 0.0, now)
             if state == "complete" and duplicate_of is not None:
                 share_results(session, find_trial(session, study_id, duplicate_of), row, now)
             return read_trial(session, study_id, row.number)
@@ -280,7 +278,7 @@ class Store:
         error_type: str | None = None,
         error_text: str | None = None,
     ) -> TrialRecord:
-        """Ends a running trial and stores its last figures, all at once.
+        """Ends a running trial and stores its last figures, which share their cost, all at once.
 
         Raises:
             StoreError: the trial has ended already.
@@ -290,8 +288,7 @@ class Store:
         with self._database.writing() as session:
             touch_study(session, study_id)
             row = find_running_trial(session, study_id, number)
-            for objective, figure in (figures or {}).items():
-                session.add(new_observation(row.id, objective, figure, cost_s, now))
+            add_observations(session, row, figures or {}, cost_s, now)
             row.state, row.finished_at, row.error_type, row.error_text = state, now, error_type, error_text
             session.flush()
             return read_trial(session, study_id, row.number)

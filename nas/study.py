@@ -32,6 +32,7 @@ __all__ = ["Study", "Trial", "front_of"]
 
 # When more than half of the last proposals were duplicates or broke a limit, the sampler is passed over.
 _WINDOW = 40
+_BROKEN_LIMIT = "constraint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,16 +127,15 @@ class Study:
     ) -> TrialRecord:
         """Ends a trial and returns it as stored.
 
-        A plain number is taken as measured. Figures that are counted or have been stored while the trial ran need not
-        be told again. Together they must be all that the study's objectives and constraints name, if the trial is
-        complete.
+        A complete trial needs all that the study's objectives and constraints name; what is counted, or was stored
+        while the trial ran, need not be told again.
 
         Args:
             trial: what `ask` gave.
-            figures: values by name: objectives, constraints, or any name in `nas.objectives.OBJECTIVES`.
-            state: complete; or fail, or pruned when the evaluator gave it up, each with an `error`.
+            figures: by the name of an objective or limit, or any in `OBJECTIVES`; a plain number counts as measured.
+            state: complete; fail; or pruned, when the evaluator gave it up.
             error: why the trial failed or was pruned.
-            cost_s: seconds that the figures cost.
+            cost_s: seconds that all the figures cost together.
 
         Raises:
             ObjectiveError: a figure is missing, unknown or not finite; the trial then still runs.
@@ -147,11 +147,12 @@ class Study:
         told = {name: self._figure(name, value) for name, value in (figures or {}).items()}
         if state == "complete":
             self._check_complete({**known.figures, **told})
+        fresh = {name: figure for name, figure in told.items() if known.figures.get(name) != figure}
         record = self.store.finish_trial(
             self.id,
             trial.number,
             state,
-            figures={name: figure for name, figure in told.items() if known.figures.get(name) != figure},
+            figures=fresh,
             cost_s=cost_s,
             error_type=_error_type(error),
             error_text=None if error is None else str(error),
@@ -233,7 +234,7 @@ class Study:
         if first is not None and self._trials[first].state == "complete":
             return {"state": "complete", "duplicate_of": first}
         figures = known_figures(self.spec, config)
-        if first is not None and self._trials[first].state != "pruned":
+        if first is not None and self._trials[first].error_type != _BROKEN_LIMIT:
             text = f"the same network as trial {first}, which is {self._trials[first].state}"
             return {
                 "state": "pruned",
@@ -244,7 +245,7 @@ class Study:
             }
         reason = broken_limit(self.spec, config)
         if reason is not None:
-            return {"state": "pruned", "error_type": "constraint", "error_text": reason, "figures": figures}
+            return {"state": "pruned", "error_type": _BROKEN_LIMIT, "error_text": reason, "figures": figures}
         return {"state": "running", "figures": figures}
 
     def _running(self, number: int) -> TrialRecord:

@@ -83,12 +83,12 @@ def test_counted_objectives_are_filled_in() -> None:
 
 
 def test_figure_keeps_its_interval_and_origin() -> None:
-    """A `Figure` is stored as it is, with what it cost."""
+    """A `Figure` is stored as it is; figures told together share what they cost."""
     study = Study.create(space=NANO, objectives=GOALS)
     figure = Figure(value=2.0, low=1.9, high=2.1, origin="predicted")
     record = study.tell(study.ask(), {"loss": figure, "prefill_latency_s": 0.5}, cost_s=4.0)
     assert record.figures["loss"] == figure
-    assert [o.cost_s for o in record.observations if o.objective == "loss"] == [4.0]
+    assert [o.cost_s for o in record.observations if o.objective == "loss"] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,20 @@ def test_failed_trial_has_its_reason_and_the_search_goes_on() -> None:
     assert (record.state, record.figures["loss"].value, record.error_text) == ("pruned", 4.0, "no better")
     run(study, 3)
     assert study.store.count_trials(study.id) == {"running": 0, "complete": 3, "pruned": 1, "fail": 2}
+
+
+def test_network_that_the_evaluator_gave_up_is_not_proposed_again() -> None:
+    """Pruned by whoever evaluates is as final as failed: the other networks follow, then the space is exhausted."""
+    study = Study.create(space=TINY, objectives=GOALS, sampler="random", seed=1)
+    given_up = study.ask()
+    study.tell(given_up, state="pruned", error="no better")
+    asked = []
+    for _ in range(3):
+        asked.append(study.ask())
+        study.tell(asked[-1], {"loss": 1.0})
+    assert given_up.config not in [trial.config for trial in asked]
+    with pytest.raises(SpaceExhaustedError):
+        study.ask()
 
 
 def test_every_network_of_a_small_space_is_evaluated_once() -> None:
