@@ -25,7 +25,7 @@ from estimator.onnx_wire import check_self_contained, read_properties
 from estimator.ort_session import PROVIDERS
 from estimator.weights import is_linear, random_weights, weight_shapes
 
-__all__ = ["OnnxArtifact", "build_onnx", "read_artifact", "read_config"]
+__all__ = ["OnnxArtifact", "build_onnx", "check_target", "read_artifact", "read_config"]
 
 _MAX_WEIGHT_BYTES = 2**31 - 2**26  # a protobuf message ends at 2 GiB; the rest is for nodes, scales and names
 _CONFIG, _WEIGHT_DTYPE, _PROVIDER = "archfront.config", "archfront.weight_dtype", "archfront.provider"
@@ -64,7 +64,7 @@ def build_onnx(
             the config cannot be built, or the file would be too large for ONNX.
         StorageFullError: there is no space left; nothing is left behind.
     """
-    _check_target(weight_dtype, provider)
+    check_target(weight_dtype, provider)
     _check_size(config, weight_dtype)
     weights = random_weights(config, seed) if weights is None else _checked(config, weights)
     writer = write_graph(config, weights, weight_dtype=weight_dtype)
@@ -119,7 +119,8 @@ def _read_header(path: Path) -> tuple[TransformerConfig, dict[str, str]]:
         raise CorruptFileError(f"{path} holds a config that cannot be read: {error}") from error
 
 
-def _check_target(weight_dtype: str, provider: str) -> None:
+def check_target(weight_dtype: str, provider: str) -> None:
+    """Raises BuildError if files with such weights cannot be built for the provider; says which can."""
     if weight_dtype not in BUILD_DTYPES:
         raise BuildError(f"weight_dtype {weight_dtype!r} cannot be built; these can: {', '.join(BUILD_DTYPES)}")
     if provider not in PROVIDERS:

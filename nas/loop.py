@@ -29,6 +29,8 @@ class View(Protocol):
 
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
     """Runs a study to its budget and returns its state: finished.
@@ -49,6 +51,7 @@ def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
                 _run_trial(study, evaluate, view)
         except SpaceExhaustedError as end:
             store.add_event(study_id, "space_exhausted", {"detail": str(end)})
+            view.note(str(end))
         except KeyboardInterrupt:
             store.set_study_state(study_id, "stopped")
             raise

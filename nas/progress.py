@@ -47,6 +47,8 @@ class ProgressView:
         return self._console.is_terminal and not self._quiet
 
     def __enter__(self) -> ProgressView:
+        spec = self._study.spec
+        self.note(f"study {self._study.name}: {spec.num_trials} trials of {spec.space.name} on {spec.device}")
         if self._live is not None:
             self._summary = self._summarise()
             self._live.start()
@@ -71,11 +73,14 @@ class ProgressView:
 
     def trial_ended(self, trial: TrialRecord) -> None:
         self._running = None
-        if not self._quiet:
-            self._console.print(Text(self._trial_line(trial)), soft_wrap=True)
+        self.note(self._trial_line(trial))
         if self._live is not None:
             self._summary = self._summarise()
             self._draw()
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text), soft_wrap=True)
 
     def _draw(self) -> None:
         if self._live is not None:

@@ -86,18 +86,18 @@ def _search(store: Store, spec: StudySpec, record: StudyRecord | None, args: arg
     """Checks what can be checked before anything is written, then runs the study to its end and shows the front."""
     from rich.console import Console
 
-    from estimator.ort_session import provider_name
     from nas.evaluate import Evaluator
     from nas.executor import ChildExecutor
+    from nas.feasibility import check_feasible
     from nas.loop import run_study, terminated_as_interrupt
     from nas.next_commands import command_line
     from nas.progress import ProgressView
     from nas.quality.task import data_fingerprint
     from nas.study import Study
 
-    provider_name(spec.device)  # refuses one that is not here before anything is written
     with ChildExecutor() as executor, terminated_as_interrupt():
         try:
+            check_feasible(spec)
             fingerprint = executor.run(data_fingerprint, spec.quality)
             record = record or store.create_study(spec, args.name)
             study = Study.load(store, record.id)
@@ -131,6 +131,11 @@ def _show_result(store: Store, record: StudyRecord, args: argparse.Namespace) ->
         print()
     elif not args.quiet:
         print_front(store, record)
+    trials = store.trials(record.id)
+    if not any(trial.state == "complete" for trial in trials):
+        reason = next((t.error_text for t in reversed(trials) if t.state == "fail"), "no candidate was evaluated")
+        say(f"nas: no trial of {record.name} is complete; the last one failed: {reason}")
+        return 1
     if not args.quiet:
         _say_next(store, record, args)
     return 0

@@ -33,6 +33,7 @@ class View:
     def trial_started(self, number): mark("started", number)
     def step(self, name, fraction): pass
     def trial_ended(self, trial): mark("ended", trial.number)
+    def note(self, text): mark("note", text)
 
 def mark(*words):
     print(*words, flush=True)
