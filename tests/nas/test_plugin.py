@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from estimator.config import TransformerConfig
+from estimator.onnx_builder import build_onnx
 from nas.errors import EvaluationError, UsageError
 from nas.quality.plugin import evaluate_with_plugin, load_evaluator
 
@@ -109,3 +110,13 @@ def test_evaluate_with_plugin_fails_the_candidate(
         evaluate_with_plugin(f"{module}:score", CONFIG, "model.onnx")
     assert caught.value.reason == reason
     assert f"{module}:score" in str(caught.value)
+
+
+def test_documented_evaluator_runs(write_module: Callable[[str], str], tmp_path: Path) -> None:
+    """The example of the how-to page scores a real file."""
+    page = Path(__file__).parents[2] / "docs" / "howto" / "own-evaluator.md"
+    module = write_module(page.read_text().split("```python\n")[1].split("```")[0])
+    artifact = build_onnx(CONFIG, path=tmp_path / "model.onnx")
+    figures = evaluate_with_plugin(f"{module}:score", CONFIG, artifact.path)
+    assert set(figures) == {"bits_per_byte"}
+    assert 0 < figures["bits_per_byte"].value < 8
