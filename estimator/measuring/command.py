@@ -16,7 +16,7 @@ from estimator.errors import InputError, StorageFullError
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
 from estimator.measuring.runner import measure
 from estimator.memory import count_weight_bytes, estimate_memory
-from estimator.ort_session import PROVIDERS
+from estimator.ort_session import PROVIDERS, provider_name
 from estimator.workload import Workload
 
 __all__ = ["add_parser", "run"]
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     plan = MeasurementPlan(
         num_threads=args.threads, precision=args.precision, max_seconds=args.max_seconds, time_limit_s=args.time_limit
     )
+    provider_name(args.provider)  # refused before a model is built for it
     with tempfile.TemporaryDirectory(prefix="archfront-") as folder:
         subject = _subject(args, Path(folder))
         workload = Workload(

@@ -1,0 +1,94 @@
+"""`estimator measure` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from estimator.cli import main
+from estimator.config import TransformerConfig
+from estimator.onnx_builder import build_onnx
+
+QUICK = ("--max-seconds", "0.1", "--threads", "1", "--sequence-length", "16")
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHFRONT_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "archfront", **CONFIG.to_dict()}))
+    return path
+
+
+def test_json_has_the_keys_of_the_contract(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both phases, memory measured and predicted, the device, the protocol, the file; numbers with their origin."""
+    assert main(["measure", str(config_file), *QUICK, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for phase in ("prefill", "decode"):
+        assert {"normalised_s", "low_s", "high_s", "raw_median_s", "p90_s", "verdict"} <= set(document[phase])
+    assert document["memory"]["peak_bytes"] > 0
+    assert document["memory"]["predicted_bytes"] > 0
+    assert document["device"]["num_threads"] == 1
+    assert document["protocol"]["max_seconds"] == 0.1
+    assert len(document["artifact"]["sha256"]) == 64
+    assert set(document["origins"].values()) == {"measured", "modelled"}
+
+
+def test_file_of_ours_is_measured_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An .onnx file keeps its sha256, and its weight type need not be said."""
+    artifact = build_onnx(CONFIG, path=tmp_path / "model.onnx", weight_dtype="int8")
+    assert main(["measure", str(artifact.path), *QUICK, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["artifact"] == {"sha256": artifact.sha256, "file_bytes": artifact.file_bytes}
+    assert document["workload"]["weight_dtype"] == "int8"
+
+
+def test_table_shows_both_phases_and_the_next_step(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """People read a row for each phase, memory beside its estimate, and what to do next."""
+    assert main(["measure", str(config_file), *QUICK]) == 0
+    captured = capsys.readouterr()
+    rows = [line.split()[0] for line in captured.out.splitlines()]
+    assert {"prefill", "decode", "peak", "file"} <= set(rows)
+    assert "next: estimator size" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--weight-dtype", "fp8"), 3, "fp8"),
+        (("--provider", "abacus"), 3, "abacus"),
+        (("--precision", "2"), 3, "precision"),
+        (("--threads", "0"), 3, "num_threads"),
+        (("--sequence-length", "0"), 3, "prompt_length"),
+        (("--time-limit", "0.01"), 1, "time limit"),
+    ],
+)
+def test_bad_option_is_one_line_that_names_it(
+    config_file: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, said: str
+) -> None:
+    """The documented exit code and the thing's name; no traceback, nothing on standard output."""
+    assert main(["measure", str(config_file), *QUICK, *options]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is not there ends with exit code 3."""
+    assert main(["measure", "nowhere.onnx", *QUICK]) == 3
+    assert "nowhere.onnx" in capsys.readouterr().err
