@@ -12,7 +12,7 @@ from nas.commands import admin, look, search, ship
 from nas.commands.options import say
 from nas.errors import NasError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _EPILOG = """\
 a first search:
@@ -26,7 +26,7 @@ exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
     except (NasError, EstimatorError) as error:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nas",
         description="Finds the transformer that fits your hardware, your data and your budgets.",
