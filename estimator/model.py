@@ -50,7 +50,8 @@ class TransformerModel(nn.Module):
         if config.embedding_norm:
             self.embed_norm = _norm(config, config.hidden_size)
         if config.position_embedding == "rotary":
-            self.register_buffer("frequencies_H", torch.from_numpy(inverse_frequencies(config)), persistent=False)
+            # no buffer: libraries that load weights from a checkpoint leave those that are not in it empty
+            self.frequencies_H = torch.from_numpy(inverse_frequencies(config))
         owners = [layer for layer in config.layers if layer.owns_weights]
         self.layers = nn.ModuleDict({str(layer.index): _Block(config, layer) for layer in owners})
         if config.norm_placement == "pre":
@@ -70,7 +71,7 @@ class TransformerModel(nn.Module):
         input_ids, attention_mask (1 is a token, 0 is padding; encoders only), token_type_ids: int64 [B, L].
         """
         x_BLD = self._embed(input_ids, token_type_ids)
-        turn = self._turn(input_ids.shape[1]) if self.config.position_embedding == "rotary" else None
+        turn = self._turn(input_ids) if self.config.position_embedding == "rotary" else None
         masks = {window: self._mask(window, input_ids, attention_mask) for window in self._windows()}
         for layer in self.config.layers:
             block = self.layers[str(layer.weight_source)]
@@ -86,11 +87,10 @@ class TransformerModel(nn.Module):
             x_BLD = x_BLD + self.embed_token_types(types)
         return self.embed_norm(x_BLD) if self.config.embedding_norm else x_BLD
 
-    def _turn(self, length: int) -> tuple[Tensor, Tensor]:
+    def _turn(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every position's angles, both [L, H/2]."""
-        assert isinstance(self.frequencies_H, Tensor)
-        positions_L = torch.arange(length, device=self.frequencies_H.device, dtype=torch.float32)
-        angles_LH = positions_L[:, None] * self.frequencies_H
+        positions_L = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
+        angles_LH = positions_L[:, None] * self.frequencies_H.to(input_ids.device)
         return angles_LH.cos(), angles_LH.sin()
 
     def _windows(self) -> set[int | None]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,8 @@ from estimator.onnx_blocks import BUILD_DTYPES, write_graph
 from estimator.onnx_graph import is_parameter
 from estimator.onnx_wire import check_self_contained, read_properties
 from estimator.ort_session import PROVIDERS
-from estimator.weights import is_linear, random_weights, weight_shapes
+from estimator.user_data import write_bytes_atomically
+from estimator.weights import check_weights, is_linear, random_weights, weight_shapes
 
 __all__ = ["OnnxArtifact", "build_onnx", "check_target", "read_artifact", "read_config"]
 
@@ -66,11 +65,11 @@ def build_onnx(
     """
     check_target(weight_dtype, provider)
     _check_size(config, weight_dtype)
-    weights = random_weights(config, seed) if weights is None else _checked(config, weights)
+    weights = random_weights(config, seed) if weights is None else check_weights(config, weights)
     writer = write_graph(config, weights, weight_dtype=weight_dtype)
     config_json = json.dumps(config.to_dict(), sort_keys=True)
     model = writer.model({_CONFIG: config_json, _WEIGHT_DTYPE: weight_dtype, _PROVIDER: provider})
-    _write_atomically(Path(path), model.SerializeToString())
+    _write(Path(path), model.SerializeToString())
     return read_artifact(path)
 
 
@@ -138,37 +137,10 @@ def _check_size(config: TransformerConfig, weight_dtype: str) -> None:
         raise BuildError(f"{num_bytes:,} bytes of {weight_dtype} weights do not fit one ONNX file, which ends at 2 GiB")
 
 
-def _checked(config: TransformerConfig, weights: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float32]]:
-    """The weights as fp32, every name and shape as `weight_shapes` wants it."""
-    shapes = weight_shapes(config)
-    for name in weights:
-        if name not in shapes:
-            raise BuildError(f"weight {name!r} is not one of this config's")
-    checked = {}
-    for name, shape in shapes.items():
-        if name not in weights:
-            raise BuildError(f"weight {name!r} is missing")
-        checked[name] = np.asarray(weights[name], np.float32)
-        if checked[name].shape != shape:
-            raise BuildError(f"weight {name!r} has shape {checked[name].shape}; this config needs {shape}")
-        if not np.isfinite(checked[name]).all():
-            raise BuildError(f"weight {name!r} holds values that are not finite")
-    return checked
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Writes beside `path` and renames, so that nobody ever sees half a file."""
-    temporary = None
+def _write(path: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        write_bytes_atomically(path, data)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(f"{path}: no space left for {len(data)} bytes") from error
+            raise StorageFullError(f"{path}: no space left for {len(data):,} bytes") from error
         raise BuildError(f"{path} cannot be written: {error.strerror or error}") from error

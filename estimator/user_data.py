@@ -6,7 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["user_data_dir", "write_text_atomically"]
+__all__ = ["user_data_dir", "write_bytes_atomically", "write_text_atomically"]
+
+_FILE_MODE = 0o644  # temporary files are made for their owner alone; a report or a model is for others to read
 
 
 def user_data_dir() -> Path:
@@ -19,6 +21,11 @@ def user_data_dir() -> Path:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
+    """As `write_bytes_atomically`, with the text in UTF-8."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
     """Writes a file that others see either as it was or complete; makes its folder.
 
     Raises:
@@ -27,8 +34,9 @@ def write_text_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(partial).chmod(_FILE_MODE)
         Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from estimator.config import Layer, TransformerConfig
+from estimator.errors import BuildError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTS",
+    "check_weights",
     "embedding_shapes",
     "is_linear",
     "layer_shapes",
@@ -77,6 +79,30 @@ def random_weights(config: TransformerConfig, seed: int = 0) -> dict[str, NDArra
         else:
             weights[name] = generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
     return weights
+
+
+def check_weights(config: TransformerConfig, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """The weights as fp32, in the order of `weight_shapes`.
+
+    Raises:
+        BuildError: a weight is missing, unknown, of the wrong shape, or holds values that are not finite.
+    """
+    import numpy as np
+
+    shapes = weight_shapes(config)
+    for name in weights:
+        if name not in shapes:
+            raise BuildError(f"weight {name!r} is not one of this config's")
+    checked: dict[str, NDArray[np.float32]] = {}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise BuildError(f"weight {name!r} is missing")
+        checked[name] = np.asarray(weights[name], np.float32)
+        if checked[name].shape != shape:
+            raise BuildError(f"weight {name!r} has shape {checked[name].shape}; this config needs {shape}")
+        if not np.isfinite(checked[name]).all():
+            raise BuildError(f"weight {name!r} holds values that are not finite")
+    return checked
 
 
 def _norm(config: TransformerConfig, name: str, size: int) -> NamedShapes:
