@@ -40,7 +40,7 @@ class QualitySettings:
     seconds: float | None = None
     sequence_length: int = 128
     batch_size: int = 8
-    learning_rate: float = 6e-3
+    learning_rate: float = 5e-3
     heldout_tokens: int = 32_768
     seed: int = 0
 
