@@ -112,20 +112,28 @@ def _training(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     yield from _bullets({name: quality.get(name) for name in ("metric", "tokens_scored", "data_fingerprint")})
     yield f"- evaluator: {settings.evaluator}"
     if settings.evaluator == "train":
-        yield f"- data: {', '.join(settings.data) or 'the source of the standard library of Python'}"
+        names = ", ".join(Path(path).name for path in settings.data)  # where they lay is the owner's business
+        yield f"- data: {names or 'the source of the standard library of Python'}"
         budget = f"{settings.tokens} tokens" if settings.seconds is None else f"{settings.seconds:g} s"
         yield f"- training budget: {budget}, the same for every trial"
         training = quality.get("training", {})
-        yield from _bullets({f"training {name}": training.get(name) for name in ("tokens", "seconds", "final_loss")})
-        names = ("sequence_length", "batch_size", "learning_rate", "seed")
-        yield from _bullets({name: getattr(settings, name) for name in names})
+        yield from _bullets(
+            {
+                "tokens trained on": training.get("tokens"),
+                "training time in seconds": training.get("seconds"),
+                "last training loss in nats per token": training.get("final_loss"),
+            }
+        )
+        yield from _bullets(
+            {name: getattr(settings, name) for name in ("sequence_length", "batch_size", "learning_rate", "seed")}
+        )
     yield ""
 
 
 def _files(artifact: Artifact, folder: Path) -> Iterator[str]:
     yield "## Files\n"
-    yield f"`model.onnx` is the file that was measured and scored (opset {artifact.opset}, weights in"
-    yield f"{artifact.weight_dtype}); the checkpoint holds the same weights in fp32.\n"
+    yield f"`model.onnx` is the very file that was measured and scored: opset {artifact.opset}, weights in"
+    yield f"{artifact.weight_dtype}. The checkpoint holds the trained weights in fp32.\n"
     yield "| file | bytes | sha256 |\n|---|---|---|"
     for path in sorted(folder.iterdir()):
         yield f"| `{path.name}` | {path.stat().st_size} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
@@ -148,5 +156,6 @@ def _bullets(values: Mapping[str, Any]) -> Iterator[str]:
     """One line for each value that is known."""
     for name, value in values.items():
         if value is not None:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = f"{value:.6g}" if isinstance(value, float) else shown
             yield f"- {name.replace('_', ' ')}: {shown}"

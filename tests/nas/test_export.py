@@ -191,7 +191,9 @@ def test_card_has_every_figure_with_its_origin(shelf: _Shelf, tmp_path: Path) ->
     assert "| weights | 103 kB | - | 103040 bytes | modelled |" in card
     assert f"- data fingerprint: {trial.quality['data_fingerprint']}" in card
     assert "- training budget: 2048 tokens, the same for every trial" in card
-    assert shelf.study.spec.quality.data[0] in card
+    data = Path(shelf.study.spec.quality.data[0])
+    assert f"- data: {data.name}" in card
+    assert str(data.parent) not in card
     for name in ("model.onnx", "config.json", "model.safetensors"):
         assert f"| `{name}` | {(folder / name).stat().st_size} | `{_sha256(folder / name)}` |" in card
 
