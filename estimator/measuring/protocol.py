@@ -21,12 +21,13 @@ __all__ = ["BUSY_CONTENTION", "NOISY_PRECISION", "Blocks", "PairedLatency", "jud
 BLOCK_S = 0.008
 MIN_PAIRS = 10
 MAX_CALLS_PER_BLOCK = 20
+_MIN_QUIET_CALLS = 100
 _WARM_UP_S = 0.05
 _WARM_UP_CALLS = 3
 # The interval is looked at after every so many pairs; a bootstrap costs about a millisecond.
 _PAIRS_PER_CHECK = 5
-# Above this yardstick ratio the machine was busy; run to run, a quiet one stays within a tenth.
-BUSY_CONTENTION = 1.15
+# Above this yardstick ratio the machine was busy: a quiet one's median lies a tenth above the fast end of its calls.
+BUSY_CONTENTION = 1.25
 # An interval that reaches further than a tenth of the value decides nothing.
 NOISY_PRECISION = 0.10
 
@@ -91,23 +92,23 @@ def measure_paired(
 
 
 def measure_quiet(yardstick: Call, *, min_seconds: float, clock: Clock = time.perf_counter) -> float:
-    """Seconds of one call when nothing else runs: the tenth percentile of block medians over `min_seconds`.
+    """Seconds of one call when nothing else runs: the fifth percentile of the calls of `min_seconds`.
 
-    Other work can only make a block slower, so the fast end of the blocks is the quiet machine; the tenth percentile
-    rather than the minimum keeps a single lucky block from deciding.
+    Other work can only make a call slower, so the fast end is the quiet machine; the fifth percentile rather than the
+    minimum keeps a few lucky calls from deciding.
     """
-    calls = _warm_up(yardstick, clock)
+    _warm_up(yardstick, clock)
     started = clock()
-    blocks: list[tuple[float, ...]] = []
-    while clock() - started < min_seconds or len(blocks) < MIN_PAIRS:
-        blocks.append(_block(yardstick, calls, clock))
-    return percentile(block_medians(blocks), 10)
+    samples: list[float] = []
+    while clock() - started < min_seconds or len(samples) < _MIN_QUIET_CALLS:
+        samples.append(_timed(yardstick, clock))
+    return percentile(samples, 5)
 
 
 def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
     """The latency with its interval and verdict.
 
-    noisy: the interval reaches further than 10 % of the value. corrected: the yardstick took over 1.15 times its quiet
+    noisy: the interval reaches further than 10 % of the value. corrected: the yardstick took over 1.25 times its quiet
     time, so the raw median is not to be trusted, but the ratio is. quiet: neither.
     """
     ratio, low, high = bootstrap_median(blocks.ratios, seed=seed)

@@ -17,13 +17,17 @@ from estimator import errors
 from estimator.errors import CorruptFileError, MeasurementError
 from estimator.measuring.fingerprint import default_num_threads, host_fingerprint
 from estimator.measuring.protocol import Blocks, judge
-from estimator.measuring.quiet_times import keep_quiet_times, known_quiet_times
+from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
 from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
 from estimator.workload import Workload
 
 __all__ = ["measure"]
 
+_NOT_QUIET = (
+    "other processes kept the machine busy while the yardsticks were calibrated, so latencies may be too high; "
+    "the next measurement tries again"
+)
 _MEMORY_ADVICE = "memory ran out; a smaller batch, prompt or model may fit"
 
 
@@ -51,13 +55,16 @@ def measure(
         "num_threads": plan.num_threads or default_num_threads(),
         "plan": asdict(plan),
         "workload": asdict(workload),
-        "quiet_s": known,
+        "calibrate": known is None or not known.is_final,
     }
     answer = _run_child(request, plan.time_limit_s)
-    quiet_s = answer["quiet_s"]
-    if known is None:
-        quiet_s, warning = keep_quiet_times(device, quiet_s)
+    if answer["quiet"] is not None:
+        known, warning = keep_quiet_times(device, QuietTimes(**answer["quiet"]))
         warnings += [warning] if warning else []
+    assert known is not None
+    if not known.is_final:
+        warnings.append(_NOT_QUIET)
+    quiet_s = known.seconds
     phases = {name: _phase(name, answer, quiet_s, workload, plan) for name in answer["blocks"]}
     return Measurement(
         artifact_sha256=sha256,

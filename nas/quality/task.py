@@ -13,6 +13,7 @@ from typing import Any
 
 from estimator.config import TransformerConfig
 from nas.quality.corpus import Corpus, load_corpus
+from nas.quality.plugin import evaluate_with_plugin, load_evaluator
 from nas.records import Artifact
 from nas.spec import QualitySettings
 
@@ -46,12 +47,19 @@ class ScoredArtifact:
 
 
 def data_fingerprint(settings: QualitySettings) -> str:
-    """Fingerprint of the text that candidates are trained and scored on; loads it, so bad data is found at once.
+    """Fingerprint of the text that candidates are trained and scored on, or the name of the evaluator that does it.
+
+    Loads the one or the other, so that what is wrong with it is found before the first candidate.
 
     Raises:
         DataError: the text is missing, binary or too short.
+        UsageError: there is no such evaluator.
     """
-    return _corpus(settings).fingerprint if settings.evaluator == "train" else settings.evaluator
+    if settings.evaluator == "train":
+        return _corpus(settings).fingerprint
+    if settings.evaluator != "none":
+        load_evaluator(settings.evaluator)
+    return settings.evaluator
 
 
 def quality_key(task: QualityTask, fingerprint: str) -> str:
@@ -125,8 +133,6 @@ def _score(task: QualityTask, path: Path) -> dict[str, Any]:
         return quality.to_dict() | {"figures": {"bits_per_byte": quality.bits_per_byte.to_dict()}}
     if task.settings.evaluator == "none":
         return {"figures": {}}
-    from nas.quality.plugin import evaluate_with_plugin
-
     figures = evaluate_with_plugin(task.settings.evaluator, task.config, path)
     return {"figures": {name: figure.to_dict() for name, figure in figures.items()}}
 

@@ -94,8 +94,8 @@ def test_block_length_follows_the_call() -> None:
 
 
 def test_quiet_time_is_the_fast_end_of_a_busy_minute() -> None:
-    """A machine that is disturbed for two thirds of the time still gives the quiet time."""
-    phases = itertools.cycle([1.0] * 300 + [2.0] * 300 + [1.6] * 300)
+    """A machine that is disturbed for nine tenths of the time still gives the quiet time."""
+    phases = itertools.cycle([1.0] * 100 + [2.0] * 500 + [1.6] * 400)
     clock = FakeClock(phases)
     assert measure_quiet(clock.work(QUIET_S), min_seconds=5.0, clock=clock) == pytest.approx(QUIET_S)
 

@@ -226,6 +226,8 @@ def test_bad_input_is_one_line_that_names_it(
     argv = search(*words)
     if "--data" in words:
         argv[argv.index("text.txt")] = words[1]
+    if "--quality" in words:
+        del argv[argv.index("--data") : argv.index("--data") + 2]
     before = len(json_of(capsys, nas("list", "--json")))
     assert exit_code(argv) == code
     captured = capsys.readouterr()
