@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from estimator.config import TransformerConfig
+from estimator.weights import weight_shapes
 
 
 def _random_config(rng: random.Random) -> TransformerConfig:
@@ -67,3 +69,17 @@ def small() -> TransformerConfig:
         max_position_embeddings=128,
         tie_word_embeddings=False,
     )
+
+
+@pytest.fixture(scope="session")
+def noisy_weights():
+    """A function: weights of a config in which no bias is zero and no gain is one, so that each of them matters."""
+
+    def make(config, seed=0):
+        generator = np.random.default_rng(seed)
+        return {
+            name: (generator.standard_normal(shape) * 0.1 + (len(shape) == 1 and name.endswith("weight"))).astype("f4")
+            for name, shape in weight_shapes(config).items()
+        }
+
+    return make
