@@ -22,9 +22,11 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def open_session(
-    path: str | Path, *, provider: str = "cpu", num_threads: int | None = None
+    path: str | Path, *, provider: str = "cpu", num_threads: int | None = None, spinning: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session that runs the file on `provider` and nowhere else; `num_threads` None leaves ONNX Runtime to choose.
+
+    `spinning` lets idle threads wait for work in a loop, as ONNX Runtime does by default.
 
     Raises:
         InputError: the provider is unknown, or this installation does not have it.
@@ -39,6 +41,8 @@ def open_session(
     options.log_severity_level = 4  # errors arrive as exceptions; they need not be printed as well
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

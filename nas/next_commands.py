@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
+from pathlib import Path
 
 from nas.pareto import ParetoFront
 from nas.records import StudyRecord
@@ -27,5 +30,7 @@ def next_commands(study: StudyRecord, front: ParetoFront, store: str | None) -> 
 
 
 def command_line(*words: object, store: str | None) -> str:
-    """A command of `nas`, quoted for the shell."""
-    return shlex.join(["nas", *map(str, words), *(["--store", store] if store else [])])
+    """A command of `nas`, quoted for the shell; by its path where it is not found by its name."""
+    started = Path(sys.argv[0])
+    by_path = started.name == "nas" and shutil.which("nas") is None
+    return shlex.join([str(started) if by_path else "nas", *map(str, words), *(["--store", store] if store else [])])

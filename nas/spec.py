@@ -95,7 +95,7 @@ class StudySpec:
     space: SearchSpace
     objectives: tuple[Objective, ...] = ()
     constraints: tuple[Constraint, ...] = ()
-    num_trials: int = 16
+    num_trials: int = 14
     sampler: str = "auto"
     seed: int = 0
     device: str = "cpu"  # execution provider on this machine: cpu or cuda

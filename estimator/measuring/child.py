@@ -67,7 +67,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     calls = _phase_inputs(config, workload, plan.seed)
     baseline_bytes = _reset_peak()
     started = time.perf_counter()
-    session = open_session(path, provider=provider, num_threads=num_threads)
+    session = open_session(path, provider=provider, num_threads=num_threads, spinning=False)
     load_s = time.perf_counter() - started
     bound = {phase: _bind(session, inputs, provider) for phase, inputs in calls.items()}
     started = time.perf_counter()
@@ -157,6 +157,7 @@ def _bind(session: onnxruntime.InferenceSession, inputs: dict[str, Any], provide
 def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(yardstick_model(name), options, providers=["CPUExecutionProvider"])
     return _bind(session, yardstick_input(name), "cpu")
 

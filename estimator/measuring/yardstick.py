@@ -13,9 +13,9 @@ import numpy as np
 
 __all__ = ["YARDSTICK_BY_PHASE", "yardstick_input", "yardstick_model"]
 
-YARDSTICK_BY_PHASE = {"prefill": "compute-1", "decode": "step-1"}
+YARDSTICK_BY_PHASE = {"prefill": "compute-2", "decode": "step-2"}
 # Rows of the input, width, number of layers.
-_SIZES = {"compute-1": (128, 256, 6), "step-1": (1, 256, 12)}
+_SIZES = {"compute-2": (128, 256, 6), "step-2": (1, 256, 12)}
 _OPSET = 17
 
 
