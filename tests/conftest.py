@@ -10,9 +10,10 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def own_user_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stores and quiet times go to a folder of this run."""
+    """Stores, quiet times and the code that transformers copies from checkpoints go to folders of this run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHFRONT_DATA", str(tmp_path_factory.mktemp("user-data")))
+        patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("hf-modules")))
         patch.delenv("ARCHFRONT_STORE", raising=False)
         yield
 

@@ -86,18 +86,6 @@ def _config(name):
     return TransformerConfig(**base | changes)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_module_cache(tmp_path_factory):
-    """What transformers copies of a checkpoint's code stays in this run's folder."""
-    import transformers.dynamic_module_utils
-
-    folder = str(tmp_path_factory.mktemp("modules"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", folder)
-        patch.setattr(sys, "path", [*sys.path])
-        yield
-
-
 def _load(folder, config):
     """The model by its Auto class, which must find each weight in the file and nothing else there."""
     import transformers
