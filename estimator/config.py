@@ -16,7 +16,7 @@ from typing import Any
 
 from estimator.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "HEADS", "Layer", "TransformerConfig", "show"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "HEADS", "MAX_LAYERS", "Layer", "TransformerConfig", "show"]
 
 ARCHITECTURES = ("decoder", "encoder")
 # Hugging Face's `hidden_act` names. gelu_new, gelu_pytorch_tanh and gelu_fast are one function (tanh approximation).
@@ -176,7 +176,7 @@ class TransformerConfig:
 
 
 _MAX_SIZE = 2**31 - 1  # ONNX tensors and every runtime index dimensions with signed integers
-_MAX_LAYERS = 4096
+MAX_LAYERS = 4096
 _POSITIVE_INTS = (
     "vocab_size",
     "hidden_size",
@@ -216,8 +216,8 @@ def _check_types(config: TransformerConfig) -> None:
         value = getattr(config, name)
         if not (_is_size(value) or (value is None and name in _OPTIONAL)):
             raise ConfigError(f"{name} must be a positive integer below 2^31, not {show(value)}", field=name)
-    if config.num_hidden_layers > _MAX_LAYERS:
-        raise ConfigError(f"num_hidden_layers must be at most {_MAX_LAYERS}", field="num_hidden_layers")
+    if config.num_hidden_layers > MAX_LAYERS:
+        raise ConfigError(f"num_hidden_layers must be at most {MAX_LAYERS}", field="num_hidden_layers")
     _check_other_types(config)
     for name in (*PER_LAYER_FIELDS, "weight_source"):
         _check_per_layer(config, name)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from estimator.user_data import user_data_dir
-from nas.errors import StoreCorruptError, StoreError, StoreVersionError
+from nas.errors import StoreCorruptError, StoreError, StoreVersionError, UsageError
 from nas.tables import SCHEMA_REVISION
 
 __all__ = ["Database", "artifact_dir", "place_of", "resolve_url", "upgrade_database"]
@@ -132,7 +132,7 @@ def resolve_url(url: str | None) -> URL:
     """The given URL, else that of the environment's ARCHFRONT_STORE, else a file in the user's data folder.
 
     Raises:
-        StoreError: not an SQLAlchemy URL.
+        UsageError: not an SQLAlchemy URL.
     """
     given = url or os.environ.get("ARCHFRONT_STORE")
     if not given:
@@ -142,7 +142,7 @@ def resolve_url(url: str | None) -> URL:
     try:
         return make_url(given)
     except ArgumentError as error:
-        raise StoreError(f"{given!r} is not a store's URL; give one such as sqlite:///folder/name.db") from error
+        raise UsageError(f"{given!r} is not a store's URL; give one such as sqlite:///folder/name.db") from error
 
 
 def sqlite_path(url: URL) -> Path | None:

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from estimator.errors import EstimatorError, MeasurementError
+from estimator.errors import EstimatorError, MeasurementError, StorageFullError
 from estimator.figures import Figure
 from estimator.measuring import Measurement, MeasurementPlan, host_fingerprint, measure
 from nas.errors import EvaluationError
 from nas.executor import ChildExecutor
+from nas.objectives import OBJECTIVES
 from nas.quality.task import QualityTask, ScoredArtifact, quality_key, train_build_score
 from nas.records import Artifact
 from nas.spec import StudySpec
@@ -40,6 +41,7 @@ class Evaluator:
 
     Raises (from a call):
         EvaluationError: the candidate failed; its `reason` says how. The search goes on.
+        StorageFullError: there is no space left; the search stops, and the trial is repeated when it goes on.
     """
 
     store: Store
@@ -62,6 +64,7 @@ class Evaluator:
             settings=self.spec.quality,
             weight_dtype=self.spec.workload.weight_dtype,
             num_threads=self.spec.num_threads,
+            provider=self.spec.device,
             folder=self.folder,
         )
         key = quality_key(task, self.data_fingerprint)
@@ -70,6 +73,7 @@ class Evaluator:
         if scored is None:
             started = time.monotonic()
             scored = self._in_child(task, key, progress, deadline)
+            self._check_names(scored.quality)
             cost_s = time.monotonic() - started
             self.store.save_artifact(scored.artifact)
             self.store.save_quality(key, scored.artifact.sha256, scored.quality)
@@ -89,6 +93,12 @@ class Evaluator:
             return None
         return ScoredArtifact(artifact=artifact, quality=known.quality)
 
+    def _check_names(self, quality: dict[str, Any]) -> None:
+        for name in quality["figures"]:
+            if name not in self.spec.required_figures and name not in OBJECTIVES:
+                asked = ", ".join(self.spec.required_figures)
+                raise EvaluationError(f"the evaluator returned {name}; this study asks for {asked}", reason="crash")
+
     def _in_child(self, task: QualityTask, key: str, progress: Progress, deadline: float) -> ScoredArtifact:
         try:
             return self.executor.run(
@@ -98,6 +108,8 @@ class Evaluator:
                 time_limit_s=max(0.0, deadline - time.monotonic()),
                 on_progress=lambda message: progress(*message),
             )
+        except StorageFullError:  # the disk's fault, not the candidate's: the search stops, and can go on
+            raise
         except EstimatorError as error:
             raise EvaluationError(str(error), reason="build") from error
 

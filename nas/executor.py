@@ -131,8 +131,9 @@ class ChildExecutor:
         if code >= 0:
             return EvaluationError(f"the child process ended with exit code {code}", reason="crash")
         name = signal.Signals(-code).name
-        if -code == signal.SIGKILL:  # nobody but the kernel, short of memory, sends it to our child
-            return EvaluationError(f"the child process was killed ({name}): {_MEMORY_ADVICE}", reason="out_of_memory")
+        if -code == signal.SIGKILL:
+            text = f"the child process was killed ({name}), as the kernel does when memory runs out"
+            return EvaluationError(text, reason="out_of_memory")
         return EvaluationError(f"the child process crashed ({name})", reason="crash")
 
 

@@ -9,7 +9,8 @@ from estimator.errors import BuildError
 from estimator.measuring import Measurement, MeasurementPlan, measure
 from estimator.onnx_builder import build_onnx, check_target
 from estimator.ort_session import provider_name
-from nas.errors import ImpossibleConstraintError, UsageError
+from nas.errors import EvaluationError, ImpossibleConstraintError, SpaceError, UsageError
+from nas.quality.training import check_trainable
 from nas.screening import check_reachable
 from nas.spec import StudySpec
 from nas.table import column_of, format_value
@@ -25,7 +26,8 @@ def check_feasible(spec: StudySpec) -> None:
     """Returns if the search can start.
 
     Raises:
-        UsageError: the weight type cannot be built for the device, or an objective has no evaluator.
+        UsageError: the weight type cannot be built for the device, an objective has no evaluator, or the space's
+            models cannot be trained on bytes.
         InputError: the device's provider is not in this installation of ONNX Runtime.
         ImpossibleConstraintError: a limit is out of reach; names the nearest reachable value.
     """
@@ -35,6 +37,11 @@ def check_feasible(spec: StudySpec) -> None:
     except BuildError as error:
         raise UsageError(str(error)) from error
     spec.check_evaluable()
+    if spec.quality.evaluator == "train":
+        try:
+            check_trainable(spec.space.to_config(spec.space.smallest()))
+        except EvaluationError as error:
+            raise SpaceError(f"space {spec.space.name}: {error}") from error
     check_reachable(spec)
     _check_latency_limits(spec)
 

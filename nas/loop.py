@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Protocol
 
+from estimator.errors import StorageFullError
 from estimator.figures import Figure
-from nas.errors import EvaluationError, SpaceExhaustedError
+from nas.errors import EvaluationError, SpaceExhaustedError, StoreError
 from nas.evaluate import Progress
 from nas.records import TrialRecord
 from nas.study import Study, Trial
@@ -41,6 +42,7 @@ def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
 
     Raises:
         StoreError: another process runs this study, or the store cannot be written.
+        StorageFullError: no space is left for an artefact; the study is stopped and can go on.
         ImpossibleConstraintError: no candidate of the space can meet a constraint.
     """
     store, study_id = study.store, study.id
@@ -55,8 +57,10 @@ def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
         except KeyboardInterrupt:
             store.set_study_state(study_id, "stopped")
             raise
-        except Exception:
-            store.set_study_state(study_id, "fail")
+        except Exception as error:
+            state = "stopped" if isinstance(error, StorageFullError | StoreError) else "fail"
+            with contextlib.suppress(StoreError):  # the store itself may be what failed
+                store.set_study_state(study_id, state)
             raise
         store.set_study_state(study_id, "finished")
     return "finished"

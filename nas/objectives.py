@@ -196,12 +196,15 @@ def resolve_name(name: str, architecture: str) -> str:
 
 
 def parse_objective(text: str, architecture: str) -> Objective:
-    """The objective that a full or short name stands for.
+    """The objective that a full or short name stands for, or `name:direction` for one of an evaluator's own.
 
     Raises:
-        ObjectiveError: no such name; the message lists those there are.
+        ObjectiveError: no such name, and no direction with it; the message lists the names there are.
     """
-    return Objective(resolve_name(text.strip(), architecture))
+    name, _, direction = text.strip().partition(":")
+    if direction and ALIASES.get(name, name) not in OBJECTIVES and name != "latency":
+        return Objective(name, direction)
+    return Objective(resolve_name(name, architecture), direction or None)
 
 
 def parse_constraint(name: str, text: str | float, architecture: str) -> Constraint:
@@ -254,7 +257,7 @@ def parse_quantity(text: str | float, unit: str) -> float:
             raise ObjectiveError(f"{text!r} is not {example} (suffixes: {_listed(scales)})")
         value = float(match[1]) * scales[suffix]
     if not math.isfinite(value) or value <= 0:
-        raise ObjectiveError(f"{text!r} must be more than zero; give {example}")
+        raise ObjectiveError(f"{text!r} must be finite and more than zero; give {example}")
     return value
 
 

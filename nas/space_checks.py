@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from estimator.config import TransformerConfig
+from estimator.config import MAX_LAYERS, TransformerConfig
 from nas.errors import SpaceError
 
 __all__ = ["CHOOSABLE", "PER_LAYER", "WEIGHT_SHARING", "check_space", "read_toml"]
@@ -115,6 +115,8 @@ def _check_type(field: str, plain: str, value: object) -> None:
             value is None and plain == "sliding_window"
         )
         wanted = "positive integers" + (' or "none"' if plain == "sliding_window" else "")
+        if plain == "num_hidden_layers":  # before a tuple of so many is built
+            right, wanted = right and isinstance(value, int) and value <= MAX_LAYERS, f"from 1 to {MAX_LAYERS}"
     elif plain in _WORDS:
         right, wanted = isinstance(value, str), "words"
         if plain == "weight_sharing":

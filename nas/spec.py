@@ -105,6 +105,7 @@ class StudySpec:
     trial_time_limit_s: float = 600.0
 
     def __post_init__(self) -> None:
+        _check_records(self)
         if not self.objectives:
             object.__setattr__(self, "objectives", default_objectives(self.space.architecture))
         _check_unique("objectives", [objective.name for objective in self.objectives])
@@ -145,9 +146,15 @@ class StudySpec:
 
     def check_evaluable(self) -> None:
         """Raises ObjectiveError if an objective is not one that the search itself can evaluate."""
+        has_own_evaluator = self.quality.evaluator not in EVALUATORS
         for name in self.required_figures:
             if name not in OBJECTIVES:
-                raise ObjectiveError(f"{name} can only be told from outside; choose among {', '.join(OBJECTIVES)}")
+                if has_own_evaluator:
+                    continue  # it is the evaluator's to answer
+                raise ObjectiveError(
+                    f"{name} needs an evaluator of your own (module:function); without one, choose among "
+                    f"{', '.join(OBJECTIVES)}"
+                )
             if OBJECTIVES[name].source == "quality" and self.quality.evaluator == "none":
                 raise ObjectiveError(f"{name} needs an evaluator: train, or module:function")
 
@@ -239,6 +246,15 @@ def _check_fields(record: type, values: object, where: str) -> None:
             raise UsageError(f"unknown field {name!r} in {where}; known fields: {', '.join(known)}")
 
 
+def _check_records(spec: StudySpec) -> None:
+    """A name where a record belongs is a mistake that Python's users make."""
+    entries = {"space": (spec.space,), "objectives": spec.objectives, "constraints": spec.constraints}
+    for name, kind in (("space", SearchSpace), ("objectives", Objective), ("constraints", Constraint)):
+        for entry in entries[name]:
+            if not isinstance(entry, kind):
+                raise UsageError(f"{name} takes records of {kind.__name__}, not {entry!r}")
+
+
 def _check_unique(what: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
@@ -255,5 +271,5 @@ def _check_number(record: object, name: str, least: float) -> None:
     elif right:
         right = value > least
     if not right:
-        wanted = f"an integer of at least {least}" if integer else f"a number above {least:g}"
+        wanted = f"an integer from {least} to 2^31 - 1" if integer else f"a number above {least:g}"
         raise UsageError(f"{name} must be {wanted}, not {value!r}")

@@ -155,7 +155,7 @@ class Study:
             figures=fresh,
             cost_s=cost_s,
             error_type=_error_type(error),
-            error_text=None if error is None else str(error),
+            error_text=None if error is None else " ".join(str(error).split()),
         )
         self._proposals().tell(record)
         self._trials[record.number] = record
@@ -256,11 +256,14 @@ class Study:
 
     def _figure(self, name: str, value: float | Figure) -> Figure:
         if name not in OBJECTIVES and name not in self.spec.required_figures:
-            known = ", ".join((*self.spec.required_figures, *OBJECTIVES))
+            known = ", ".join(dict.fromkeys((*self.spec.required_figures, *OBJECTIVES)))
             raise ObjectiveError(f"unknown figure {name!r}; this study knows {known}")
+        if name in OBJECTIVES and OBJECTIVES[name].source == "estimate":
+            raise ObjectiveError(f"{name} is counted from the config; it cannot be told")
         if isinstance(value, Figure):
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        is_number = hasattr(value, "__float__") and not isinstance(value, bool | str)  # NumPy's and PyTorch's, too
+        if not is_number or not math.isfinite(value):
             raise ObjectiveError(f"{name} must be a finite number, not {value!r}")
         return Figure(value=float(value), origin="measured")
 

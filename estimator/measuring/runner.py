@@ -151,8 +151,9 @@ def _rebuilt(name: str, message: str) -> Exception:
 
 
 def _death(code: int, talk: str) -> MeasurementError:
-    if code == -signal.SIGKILL:  # not from the timer, so from the kernel
-        return MeasurementError(f"the measuring process was killed: {_MEMORY_ADVICE}", reason="out_of_memory")
+    if code == -signal.SIGKILL:  # not from the timer
+        text = "the measuring process was killed (SIGKILL), as the kernel does when memory runs out"
+        return MeasurementError(text, reason="out_of_memory")
     last = next((line for line in reversed(talk.splitlines()) if line.strip()), "")
     how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
     return MeasurementError(f"the measuring process {how}{': ' if last else ''}{last}", reason="crash")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from estimator.errors import InputError
 from estimator.workload import WEIGHT_DTYPES, Workload
 from nas.errors import UsageError
 from nas.objectives import OBJECTIVES, Constraint, parse_constraint, parse_objective
@@ -61,7 +62,8 @@ def _add_goal_options(parser: argparse.ArgumentParser) -> None:
         "--objective",
         action="append",
         metavar="NAME",
-        help=f"repeat for several: {', '.join(OBJECTIVES)} (default: bits_per_byte and the dominating latency)",
+        help=f"repeat for several: {', '.join(OBJECTIVES)} or NAME:minimize or "
+        "NAME:maximize for what your own evaluator returns (default: bits_per_byte and the dominating latency)",
     )
     for option, (_, example, what) in _LIMITS.items():
         flag = "--" + option.replace("_", "-")
@@ -136,12 +138,7 @@ def spec_from_options(args: argparse.Namespace) -> StudySpec:
         seed=args.seed,
         device=args.device,
         num_threads=args.threads,
-        workload=Workload(
-            batch_size=args.batch_size,
-            prompt_length=args.prompt_length,
-            generated_length=args.generate,
-            weight_dtype=args.weight_dtype,
-        ),
+        workload=_workload(args),
         quality=_quality_settings(args),
     )
     return spec if args.trials is None else replace(spec, num_trials=args.trials)
@@ -155,6 +152,18 @@ def load_space(name: str) -> SearchSpace:
     """
     is_file = name not in PRESETS and (name.endswith(".toml") or Path(name).exists())
     return SearchSpace.from_toml(name) if is_file else SearchSpace.preset(name)
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    try:
+        return Workload(
+            batch_size=args.batch_size,
+            prompt_length=args.prompt_length,
+            generated_length=args.generate,
+            weight_dtype=args.weight_dtype,
+        )
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 def _constraints(args: argparse.Namespace, space: SearchSpace) -> tuple[Constraint, ...]:
@@ -172,6 +181,8 @@ def _quality_settings(args: argparse.Namespace) -> QualitySettings:
         sequence_length=args.sequence_length,
         seed=args.seed,
     )
+    if "" in args.data:
+        raise UsageError("--data needs the path of a file or folder, not an empty text")
     if args.data and args.quality != "train":
         raise UsageError(f"--data has no use with --quality {args.quality}")
     if args.train_seconds is not None:

@@ -75,9 +75,14 @@ def run_search(args: argparse.Namespace) -> int:
 
 
 def run_resume(args: argparse.Namespace) -> int:
+    from nas.loop import num_paid_trials
+
     with Store.open(args.store) as store:
         record = store.find_study(args.study)
         if args.trials is not None:
+            done = num_paid_trials(store.trials(record.id))
+            if args.trials < done:
+                raise UsageError(f"{record.name} has {done} trials already; --trials is the new total, {done} or more")
             record = store.extend_trials(record.id, args.trials)
         return _search(store, record.spec, record, args)
 
@@ -112,7 +117,9 @@ def _search(store: Store, spec: StudySpec, record: StudyRecord | None, args: arg
             with ProgressView(study, console=Console(stderr=True), quiet=args.quiet) as view:
                 run_study(study, evaluator, view)
         except KeyboardInterrupt:
-            if record is not None:
+            if record is None:
+                say("nas: interrupted; nothing was started")
+            else:
                 again = command_line("resume", record.name, store=args.store)
                 say(f"stopped; nothing that was paid for is lost. Go on with: {again}")
             return INTERRUPTED

@@ -13,10 +13,12 @@ from typing import Any
 from estimator.config import TransformerConfig
 from estimator.figures import Figure
 from nas.errors import EvaluationError, UsageError
+from nas.objectives import OBJECTIVES
 
 __all__ = ["evaluate_with_plugin", "load_evaluator"]
 
 DEFAULT_OBJECTIVE = "bits_per_byte"
+_NOT_ITS_OWN = frozenset(name for name, info in OBJECTIVES.items() if info.source != "quality")
 
 
 def load_evaluator(name: str) -> Callable[[TransformerConfig, str], Any]:
@@ -73,6 +75,9 @@ def _import_fault(name: str, module_name: str, error: Exception) -> str:
 def _figure(name: str, objective: object, value: object) -> Figure:
     if not isinstance(objective, str):
         raise EvaluationError(f"evaluator {name} returned {objective!r} where a name belongs", reason="crash")
+    if objective in _NOT_ITS_OWN:
+        text = f"evaluator {name} returned {objective}, which Archfront counts or measures itself"
+        raise EvaluationError(text, reason="crash")
     if isinstance(value, str | bool) or not hasattr(value, "__float__"):  # NumPy and PyTorch scalars are numbers, too
         text = f"evaluator {name} returned {value!r} for {objective}; a number is needed"
         raise EvaluationError(text, reason="crash")

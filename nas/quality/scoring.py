@@ -29,7 +29,6 @@ __all__ = ["METRICS", "Quality", "score_onnx"]
 
 METRICS = {"causal_lm": "bits_per_byte", "masked_lm": "masked_bits_per_byte"}
 _NUM_RESAMPLES = 1000
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +65,14 @@ class Quality:
 
 
 def score_onnx(
-    path: str | Path, corpus: Corpus, settings: QualitySettings, *, num_threads: int | None = None
+    path: str | Path,
+    corpus: Corpus,
+    settings: QualitySettings,
+    *,
+    provider: str = "cpu",
+    num_threads: int | None = None,
 ) -> Quality:
-    """Bits per byte of an ONNX file on the held-out text, run by ONNX Runtime on the CPU.
+    """Bits per byte of an ONNX file on the held-out text, run by ONNX Runtime on the provider it was built for.
 
     Windows of `sequence_length` tokens (at most the config's longest position) lie evenly over the held-out text and
     do not overlap; there are as many as `heldout_tokens` and the text allow. An encoder's masks are the same for
@@ -86,7 +90,7 @@ def score_onnx(
     config = read_config(path)
     check_trainable(config)
     input_ids, targets = _windows(config, corpus, settings)
-    session = open_session(path, num_threads=num_threads)
+    session = open_session(path, provider=provider, num_threads=num_threads)
     window_bits = np.concatenate(list(_bits_per_window(session, config, input_ids, targets)))
     return Quality(
         bits_per_byte=_mean_with_interval(window_bits),
@@ -119,11 +123,11 @@ def _bits_per_window(
     input_ids: NDArray[np.int64],
     targets: NDArray[np.int64],
 ) -> Iterator[NDArray[np.float64]]:
-    """Mean bits per scored token of each window, batch by batch."""
+    """Mean bits per scored token of each window, one at a time: int8 activations are scaled over a whole batch."""
     from estimator.ort_session import make_inputs
 
-    for first in range(0, len(input_ids), _BATCH_SIZE):
-        ids, wanted = input_ids[first : first + _BATCH_SIZE], targets[first : first + _BATCH_SIZE]
+    for row in range(len(input_ids)):
+        ids, wanted = input_ids[row : row + 1], targets[row : row + 1]
         inputs = make_inputs(config, batch_size=ids.shape[0], sequence_length=ids.shape[1])
         (logits,) = session.run(["logits"], inputs | {"input_ids": np.ascontiguousarray(ids)})
         if not np.isfinite(logits).all():

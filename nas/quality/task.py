@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estimator.config import TransformerConfig
+from estimator.errors import StorageFullError
 from nas.quality.corpus import Corpus, load_corpus
 from nas.quality.plugin import evaluate_with_plugin, load_evaluator
 from nas.records import Artifact
@@ -31,6 +33,7 @@ class QualityTask:
     settings: QualitySettings
     weight_dtype: str
     num_threads: int | None
+    provider: str
     folder: Path
 
 
@@ -64,7 +67,14 @@ def data_fingerprint(settings: QualitySettings) -> str:
 
 def quality_key(task: QualityTask, fingerprint: str) -> str:
     """Sixteen hexadecimal digits that change with anything that may change the trained file or its score."""
-    facts = [task.config.to_dict(), asdict(task.settings), task.weight_dtype, task.num_threads, fingerprint]
+    facts = [
+        task.config.to_dict(),
+        asdict(task.settings),
+        task.weight_dtype,
+        task.num_threads,
+        task.provider,
+        fingerprint,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -88,7 +98,13 @@ def train_build_score(task: QualityTask, key: str, *, progress: Report) -> Score
     progress(("building", None))
     weights_path = _save_weights(weights, task.folder / f"{task.config.architecture_hash()}-{key}.safetensors")
     with tempfile.TemporaryDirectory(dir=task.folder, prefix=".build-") as scratch:
-        built = build_onnx(task.config, weights, path=Path(scratch) / "model.onnx", weight_dtype=task.weight_dtype)
+        built = build_onnx(
+            task.config,
+            weights,
+            path=Path(scratch) / "model.onnx",
+            weight_dtype=task.weight_dtype,
+            provider=task.provider,
+        )
         path = task.folder / f"{built.sha256}.onnx"
         built.path.replace(path)
     progress(("scoring", None))
@@ -129,7 +145,9 @@ def _score(task: QualityTask, path: Path) -> dict[str, Any]:
     if task.settings.evaluator == "train":
         from nas.quality.scoring import score_onnx
 
-        quality = score_onnx(path, _corpus(task.settings), task.settings, num_threads=task.num_threads)
+        quality = score_onnx(
+            path, _corpus(task.settings), task.settings, provider=task.provider, num_threads=task.num_threads
+        )
         return quality.to_dict() | {"figures": {"bits_per_byte": quality.bits_per_byte.to_dict()}}
     if task.settings.evaluator == "none":
         return {"figures": {}}
@@ -138,11 +156,17 @@ def _score(task: QualityTask, path: Path) -> dict[str, Any]:
 
 
 def _save_weights(weights: dict[str, Any], path: Path) -> Path:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    partial = path.with_suffix(".partial")
-    save_file(weights, partial)
-    return partial.replace(path)
+    from estimator.user_data import write_bytes_atomically
+
+    try:
+        write_bytes_atomically(path, save(weights))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageFullError(f"{path}: no space left for the trained weights") from error
+    return path
 
 
 @lru_cache(maxsize=2)

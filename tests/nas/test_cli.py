@@ -203,7 +203,12 @@ def test_exhausted_space_ends_the_search_and_says_so(capsys: pytest.CaptureFixtu
         (("--trials", "0"), 2, "trials"),
         (("--threads", "0"), 2, "threads"),
         (("--weight-dtype", "fp16"), 2, "fp32"),
-        (("--prompt-length", "0"), 3, "prompt_length"),
+        (("--prompt-length", "0"), 2, "prompt_length"),
+        (("--batch-size", "-1"), 2, "batch_size"),
+        (("--data", ""), 2, "--data"),
+        (("--seed", "99999999999999999999"), 2, r"2\^31"),
+        (("--space", "deep.toml"), 2, "4096"),
+        (("--space", "letters.toml"), 2, "vocab_size 100"),
         (("--data", "nowhere"), 3, "nowhere"),
         (("--data", "empty"), 3, "empty"),
         (("--data", "binary.bin"), 3, r"binary\.bin"),
@@ -211,7 +216,7 @@ def test_exhausted_space_ends_the_search_and_says_so(capsys: pytest.CaptureFixtu
         (("--quality", "no_such_module:score"), 2, "no_such_module"),
         (("--quality", "dance"), 2, "dance"),
         (("--name", "first"), 2, "resume first"),
-        (("--store", "nonsense"), 1, "nonsense"),
+        (("--store", "nonsense"), 2, "nonsense"),
         (("--store", "sqlite:////no/such/folder/x.db"), 1, "no/such/folder"),
         (("--store", "sqlite:///text.txt"), 1, r"text\.txt"),
     ],
@@ -223,6 +228,8 @@ def test_bad_input_is_one_line_that_names_it(
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "binary.bin").write_bytes(bytes(range(256)) * 50)
     (folder / "short.txt").write_text("short")
+    (folder / "deep.toml").write_text(SPACE.replace("[1, 2]", "[1, 1000000000]"))
+    (folder / "letters.toml").write_text(SPACE.replace("256", "100"))
     argv = search(*words)
     if "--data" in words:
         argv[argv.index("text.txt")] = words[1]
@@ -297,6 +304,43 @@ def test_failed_candidate_is_stored_with_its_reason_and_the_search_goes_on(
     assert narrow
     assert all(t["state"] == "fail" and "too wide for my taste" in t["error_text"] for t in wide)
     assert all(t["state"] == "complete" for t in narrow)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [("{'zork': 3}", "zork"), ("{'bits_per_byte': 3, 'params': 7}", "params"), ("float('nan')", "nan")],
+)
+def test_evaluator_that_oversteps_fails_its_trials(
+    folder: Path, capsys: pytest.CaptureFixture[str], returned: str, said: str
+) -> None:
+    """Figures that are unknown, counted elsewhere or not finite fail the trial; nothing is relabelled."""
+    module = f"overstep_{said}"
+    (folder / f"{module}.py").write_text(f"def score(config, onnx_path):\n    return {returned}\n")
+    argv = search("--name", module, "--trials", "1", "--quality", f"{module}:score")
+    del argv[argv.index("--data") : argv.index("--data") + 2]
+    assert main(argv) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    (trial,) = json_of(capsys, nas("show", module, "--json"))["trials"]  # type: ignore[misc]
+    assert (trial["state"], trial["figures"]["params"]["origin"]) == ("fail", "counted")
+
+
+def test_evaluator_has_objectives_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name and a direction that only the user's evaluator knows is searched for like any other."""
+    (folder / "taste.py").write_text("def score(config, onnx_path):\n    return {'taste': config.hidden_size}\n")
+    argv = search(
+        "--name", "taste", "--quality", "taste:score", "--objective", "taste:maximize", "--objective", "params"
+    )
+    del argv[argv.index("--data") : argv.index("--data") + 2]
+    assert main(argv) == 0
+    points = json_of(capsys, nas("pareto", "taste", "--json"))["points"]
+    assert isinstance(points, list)
+    assert all(point["values"]["taste"]["value"] == point["config"]["hidden_size"] for point in points)
+
+
+def test_resume_refuses_a_budget_below_what_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A total that is smaller than the trials there are is a mistake, not a wish."""
+    assert main(nas("resume", "first", "--trials", "1")) == 2
+    assert "--trials is the new total" in capsys.readouterr().err
 
 
 def test_interrupt_stops_cleanly_and_says_how_to_go_on(folder: Path) -> None:

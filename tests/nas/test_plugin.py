@@ -99,6 +99,7 @@ def test_load_evaluator_names_why_a_module_fails(write_module: Callable[[str], s
         ("return '3.2'", "crash", "returned '3.2' for bits_per_byte; a number is needed"),
         ("return {}", "crash", "returned an empty dict"),
         ("return {3: 1.0}", "crash", "returned 3 where a name belongs"),
+        ("return {'params': 3}", "crash", "returned params, which Archfront counts or measures itself"),
     ],
 )
 def test_evaluate_with_plugin_fails_the_candidate(
