@@ -14,6 +14,7 @@ import pytest
 
 from estimator.cli import build_parser
 from nas import cli as nas_cli
+from nas.space import SearchSpace
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,6 +62,18 @@ def test_readme_python_runs() -> None:
     exec(compile(block, "README.md", "exec"), names)
     study = names["study"]
     assert study.hypervolume() > 0  # type: ignore[attr-defined]
+
+
+def test_shown_space_is_valid(tmp_path: Path) -> None:
+    """The TOML of the page on search spaces describes one, with as many architectures as it should."""
+    page = (ROOT / "docs" / "howto" / "own-space.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "pocket.toml").write_text(block)
+    space = SearchSpace.from_toml(tmp_path / "pocket.toml")
+    shared = 3 * 2 * 3 * 2  # hidden sizes, heads, key-value heads, windows
+    own_layers = sum(3**num_layers for num_layers in (2, 3, 4))
+    pairs = sum(3 ** -(-num_layers // 2) for num_layers in (2, 3, 4))
+    assert space.size() == shared * (own_layers + pairs)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
