@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _print_what_can_be_printed()
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -57,6 +60,19 @@ def build_parser() -> argparse.ArgumentParser:
     for group in (search, look, ship, admin):
         group.add_parsers(commands)
     return parser
+
+
+def _print_what_can_be_printed() -> None:
+    """What standard output's encoding lacks is spelt (µs as us) or escaped, where it would be an error."""
+    codecs.register_error("spell", _spell)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="spell")
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] == "µ":
+        return "u", error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def _extra_for(module: str | None) -> str:

@@ -23,7 +23,7 @@ from nas.records import Artifact, StudyRecord, TrialRecord
 if TYPE_CHECKING:
     from nas.store import Store
 
-__all__ = ["ONNX_NAME", "ExportedModel", "export_trial"]
+__all__ = ["ONNX_NAME", "ExportedModel", "export_trial", "find_onnx"]
 
 ONNX_NAME = "model.onnx"
 CARD_NAME = "README.md"
@@ -59,9 +59,8 @@ def export_trial(
     folder = Path(folder)
     trial = store.trial(study.id, number)
     artifact = _artifact_of(study, trial)
-    onnx_path = store.artifact_dir / artifact.path
-    weights = _trained_weights(store.artifact_dir, artifact)
-    _check_sha256(onnx_path, artifact.sha256)
+    onnx_path = _checked_onnx(store, artifact)
+    weights = _load_weights(store.artifact_dir, artifact)
     with _scratch_for(folder, force) as scratch:
         shutil.copyfile(onnx_path, scratch / ONNX_NAME)
         _check_sha256(scratch / ONNX_NAME, artifact.sha256)
@@ -73,10 +72,26 @@ def export_trial(
     return ExportedModel(folder=folder, onnx_path=folder / ONNX_NAME, sha256=artifact.sha256, files=files)
 
 
+def find_onnx(store: Store, study: StudyRecord, number: int) -> Path:
+    """The ONNX file of a complete trial, which is the one that was measured and scored.
+
+    Raises:
+        UsageError: the trial is not complete or has no file.
+        StoreError: the file is missing, or another one.
+    """
+    return _checked_onnx(store, _artifact_of(study, store.trial(study.id, number)))
+
+
+def _checked_onnx(store: Store, artifact: Artifact) -> Path:
+    path = store.artifact_dir / artifact.path
+    _check_sha256(path, artifact.sha256)
+    return path
+
+
 def _artifact_of(study: StudyRecord, trial: TrialRecord) -> Artifact:
     if trial.state != "complete":
         raise UsageError(
-            f"trial {trial.number} of {study.name} is {trial.state}; only a complete trial can be exported "
+            f"trial {trial.number} of {study.name} is {trial.state}; only a complete trial has a model to ship "
             f"(`nas pareto {study.name}` lists the best)"
         )
     if trial.artifact is None:
@@ -91,19 +106,19 @@ def _check_folder(folder: Path, force: bool) -> None:
         raise UsageError(f"{folder} is not empty; name another folder, or give --force to write into it")
 
 
-def _trained_weights(artifact_dir: Path, artifact: Artifact) -> Weights:
+def _load_weights(artifact_dir: Path, artifact: Artifact) -> Weights:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     if artifact.weights_path is None:
-        raise StoreError("no trained weights are stored beside this ONNX file; a checkpoint cannot be written")
+        raise StoreError("no weights are stored beside this ONNX file; a checkpoint cannot be written")
     path = artifact_dir / artifact.weights_path
     try:
         weights: Weights = load_file(path)
     except FileNotFoundError:
-        raise StoreError(f"the trained weights {path} are missing; put them back or search again") from None
+        raise StoreError(f"the weights {path} are missing; put them back or search again") from None
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"the trained weights {path} are damaged: {error}; put them back or search again") from error
+        raise StoreError(f"the weights {path} are damaged: {error}; put them back or search again") from error
     return weights
 
 
@@ -129,11 +144,9 @@ def _check_same_model(trial: TrialRecord, artifact: Artifact, onnx_path: Path, w
         try:
             rebuilt = build_onnx(trial.config, weights, path=path, weight_dtype=artifact.weight_dtype)
         except BuildError as error:
-            raise StoreError(f"the trained weights do not belong to trial {trial.number}: {error}") from error
+            raise StoreError(f"the weights do not belong to trial {trial.number}: {error}") from error
         if rebuilt.sha256 != artifact.sha256 and not _give_same_outputs(trial, onnx_path, path):
-            raise StoreError(
-                f"the trained weights do not belong to trial {trial.number}: its ONNX file answers otherwise"
-            )
+            raise StoreError(f"the weights do not belong to trial {trial.number}: its ONNX file answers otherwise")
 
 
 def _give_same_outputs(trial: TrialRecord, *paths: Path) -> bool:

@@ -43,7 +43,7 @@ def generate(
     from estimator.onnx_builder import read_config
     from estimator.ort_session import open_session
 
-    _check_arguments(max_new_tokens, temperature, top_k)
+    _check_arguments(max_new_tokens, temperature, top_k, seed)
     config = read_config(onnx_path)
     tokens = prompt.encode("utf-8", "surrogateescape")
     _check_model(config, tokens)
@@ -52,13 +52,15 @@ def generate(
     return _stream(session, config, tokens, min(max_new_tokens, room), _Sampler(temperature, top_k, seed))
 
 
-def _check_arguments(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
+def _check_arguments(max_new_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
         raise UsageError(f"temperature must be 0 or a positive number, not {temperature}")
     if top_k is not None and not 1 <= top_k <= NUM_BYTES:
         raise UsageError(f"top_k must be from 1 to {NUM_BYTES}, not {top_k}")
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or more, not {seed}")
 
 
 def _check_model(config: TransformerConfig, tokens: bytes) -> None:

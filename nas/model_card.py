@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.records import Artifact, StudyRecord, TrialRecord
-from nas.table import column_of, describe_config, format_value
+from nas.table import column_of, describe_config, describe_weights, format_value
 
 __all__ = ["model_card"]
 
@@ -59,7 +59,7 @@ def model_card(study: StudyRecord, trial: TrialRecord, artifact: Artifact, folde
     return "\n".join(
         [
             *_head(study, trial),
-            *_figures(trial),
+            *_figures(study, trial),
             *_measurement(trial),
             *_training(study, trial),
             *_files(artifact, folder),
@@ -76,11 +76,11 @@ def _head(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     yield f"`{study.spec.space.name}`. Architecture `{trial.architecture_hash}`.\n"
 
 
-def _figures(trial: TrialRecord) -> Iterator[str]:
+def _figures(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     yield "## Figures\n"
     yield "| figure | value | 95 % interval | exact | origin |\n|---|---|---|---|---|"
     for name, figure in trial.figures.items():
-        column = column_of(name)
+        column = column_of(name, study.spec)
         bounds = [format_value(bound, column.unit) for bound in (figure.low, figure.high) if bound is not None]
         exact = f"{figure.value:.10g} {column.unit}".strip()
         value = format_value(figure.value, column.unit)
@@ -111,6 +111,7 @@ def _training(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
     yield "## Quality\n"
     yield from _bullets({name: quality.get(name) for name in ("metric", "tokens_scored", "data_fingerprint")})
     yield f"- evaluator: {settings.evaluator}"
+    yield f"- weights: {describe_weights(settings)}"
     if settings.evaluator == "train":
         names = ", ".join(Path(path).name for path in settings.data)  # where they lay is the owner's business
         yield f"- data: {names or 'the source of the standard library of Python'}"
@@ -133,7 +134,7 @@ def _training(study: StudyRecord, trial: TrialRecord) -> Iterator[str]:
 def _files(artifact: Artifact, folder: Path) -> Iterator[str]:
     yield "## Files\n"
     yield f"`model.onnx` is the very file that was measured and scored: opset {artifact.opset}, weights in"
-    yield f"{artifact.weight_dtype}. The checkpoint holds the trained weights in fp32.\n"
+    yield f"{artifact.weight_dtype}. The checkpoint holds the same weights in fp32.\n"
     yield "| file | bytes | sha256 |\n|---|---|---|"
     for path in sorted(folder.iterdir()):
         yield f"| `{path.name}` | {path.stat().st_size} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"

@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from nas.loop import num_paid_trials
 from nas.objectives import Objective
 from nas.records import TrialRecord
+from nas.spec import StudySpec
+from nas.standing import count_trials, describe_counts, num_paid
 from nas.study import Study
 from nas.table import best_trials, column_of, describe_config, format_value
 
@@ -37,7 +38,7 @@ class ProgressView:
         self._quiet = quiet
         self._live = Live(console=console, refresh_per_second=_REFRESH_PER_S) if self._is_live else None
         self._started_s = clock()
-        self._paid_before = num_paid_trials(study.trials())
+        self._paid_before = num_paid(count_trials(study.trials()))
         self._running: int | None = None
         self._step = ""
         self._summary = Text()
@@ -87,7 +88,7 @@ class ProgressView:
             self._live.update(Group(self._bar(), self._summary))
 
     def _bar(self) -> Progress:
-        done = num_paid_trials(self._study.trials())
+        done = num_paid(count_trials(self._study.trials()))
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")
         )
@@ -107,14 +108,9 @@ class ProgressView:
 
     def _summarise(self) -> Text:
         trials = self._study.trials()
-        counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "fail", "pruned")}
-        duplicates = sum(trial.duplicate_of is not None for trial in trials)
-        parts = [
-            f"{counts['complete'] - duplicates} complete, {counts['fail']} failed, "
-            f"{counts['pruned']} pruned, {duplicates} repeated"
-        ]
+        parts = [describe_counts(count_trials(trials))]
         for objective, trial in best_trials(trials, self._study.spec.objectives):
-            parts.append(f"best {_shown(objective, trial)} (trial {trial.number})")
+            parts.append(f"best {_shown(objective, trial, self._study.spec)} (trial {trial.number})")
         front = self._study.front()
         if front.points:
             parts.append(f"front {len(front.points)}, hypervolume {front.hypervolume:.4g}")
@@ -123,7 +119,7 @@ class ProgressView:
     def _trial_line(self, trial: TrialRecord) -> str:
         if trial.state != "complete":
             return f"trial {trial.number}: {trial.state}: {trial.error_text}"
-        values = [_shown(objective, trial) for objective in self._study.spec.objectives]
+        values = [_shown(objective, trial, self._study.spec) for objective in self._study.spec.objectives]
         return f"trial {trial.number}: {describe_config(trial.config)}: {', '.join(values)}"
 
 
@@ -132,6 +128,6 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _shown(objective: Objective, trial: TrialRecord) -> str:
-    column = column_of(objective.name)
+def _shown(objective: Objective, trial: TrialRecord, spec: StudySpec) -> str:
+    column = column_of(objective.name, spec)
     return f"{column.label} {format_value(trial.figures[objective.name].value, column.unit)}"

@@ -5,12 +5,13 @@ const cssColour = (name) => getComputedStyle(document.documentElement).getProper
 const byId = (id) => document.getElementById(id);
 const axisOf = (name) => report.axes.find((axis) => axis.name === name);
 
-function layoutOf(xTitle, yTitle, extra) {
+function layoutOf(place, xTitle, yTitle, extra) {
   const axis = (title) => ({
     title: { text: escapeText(title), standoff: 8 }, automargin: true, exponentformat: "power", zeroline: false,
     gridcolor: cssColour("--grid"), linecolor: cssColour("--line"), tickcolor: cssColour("--line"),
   });
   return Object.assign({
+    width: byId(place).clientWidth, height: byId(place).clientHeight,
     xaxis: axis(xTitle), yaxis: axis(yTitle), uirevision: xTitle + yTitle, hovermode: "closest",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 12, t: 34, b: 8 },
     font: { family: "system-ui, sans-serif", size: 13, color: cssColour("--soft") },
@@ -21,7 +22,7 @@ function layoutOf(xTitle, yTitle, extra) {
   }, extra);
 }
 
-const plotConfig = { responsive: true, displaylogo: false,
+const plotConfig = { displaylogo: false,
   displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 function hoverText(trial) {
@@ -77,7 +78,7 @@ function limitShapes(xAxis, yAxis) {
 function drawScatter() {
   const xAxis = axisOf(byId("x-axis").value), yAxis = axisOf(byId("y-axis").value);
   const front = trialTrace(true, xAxis, yAxis), others = trialTrace(false, xAxis, yAxis);
-  const layout = layoutOf(xAxis.title, yAxis.title, { shapes: limitShapes(xAxis, yAxis) });
+  const layout = layoutOf("scatter", xAxis.title, yAxis.title, { shapes: limitShapes(xAxis, yAxis) });
   layout.xaxis.type = byId("x-log").checked ? "log" : "linear";
   layout.yaxis.type = byId("y-log").checked ? "log" : "linear";
   layout.uirevision += layout.xaxis.type + layout.yaxis.type;
@@ -86,7 +87,7 @@ function drawScatter() {
 
 function drawProgress() {
   const steps = report.hypervolume;
-  const layout = layoutOf("trial", "hypervolume", { showlegend: false, margin: { l: 8, r: 12, t: 10, b: 8 } });
+  const layout = layoutOf("progress", "trial", "hypervolume", { showlegend: false, margin: { l: 8, r: 12, t: 10, b: 8 } });
   layout.xaxis.dtick = Math.ceil((steps.at(-1)[0] + 1) / 12);
   Plotly.react("progress", [{ type: "scatter", mode: "lines+markers", x: steps.map((step) => step[0]), y: steps.map((step) => step[1]),
     line: { shape: "hv", width: 2, color: cssColour("--front") }, marker: { size: 6 },
@@ -118,6 +119,9 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 for (const control of document.querySelectorAll(".axes select, .axes input")) control.addEventListener("change", drawScatter);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 draw();
+// Plotly's own responsiveness lags behind the page: it would leave a chart wider than its card for a moment.
+const places = new ResizeObserver(draw);
+for (const plot of document.querySelectorAll(".plot")) places.observe(plot);
 if (byId("scatter")) byId("scatter").on("plotly_click", (event) => {
   const number = event.points[0].customdata;
   if (number !== undefined) location.hash = `trial-${number}`;

@@ -8,6 +8,7 @@ likes.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -18,11 +19,14 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from estimator.errors import StorageFullError
 from estimator.user_data import write_text_atomically
+from nas.errors import UsageError
 from nas.pareto import ParetoFront, front_of
 from nas.records import StudyRecord, TrialRecord
 from nas.report_tables import best_cards, command_list, escape, fact_list, front_table, summary_line, trial_table
 from nas.spec import StudySpec
+from nas.standing import as_it_stands
 from nas.store import Store
 from nas.table import Column, column_of, describe_config, format_figure, format_value, scale_of, table_columns
 
@@ -35,13 +39,21 @@ def write_report(store: Store, study: StudyRecord, path: str | Path) -> Path:
     """Writes the report of a study to `path`, whole or not at all, and returns the path.
 
     Raises:
-        OSError: the folder cannot be written or its disk is full; an older report stays as it is.
+        UsageError: the path is no file, or cannot be written.
+        StorageFullError: there is no space left; an older report stays as it is.
     """
-    address = make_url(store.url).render_as_string(hide_password=True)
-    now = store.find_study(study.id)  # as it stands after the search, not as it was before
     target = Path(path)
-    write_text_atomically(target, render_report(now, store.trials(study.id), store=address))
-    target.chmod(0o644)
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target} is not a file; name the file to write the report to, such as report.html")
+    address = make_url(store.url).render_as_string(hide_password=True)
+    now = as_it_stands(store, store.find_study(study.id))  # after the search, not as it was before
+    page = render_report(now, store.trials(study.id), store=address)
+    try:
+        write_text_atomically(target, page)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"{target}: no space left to write the report") from error
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}; name another file") from error
     return target
 
 
@@ -50,18 +62,17 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord], *, store: s
     spec = study.spec
     front = front_of(spec, trials)
     shown = [trial for trial in trials if trial.state == "complete" and trial.duplicate_of is None]
-    columns = table_columns(spec.objectives)
+    columns = table_columns(spec)
     data = _chart_data(spec, shown, front, columns)
     scripts = [_plotly_library(), _package_text("report.js")] if shown else []
-    by_number = {trial.number: trial for trial in trials}
     parts = {
         "title": escape(f"{study.name}: Archfront search report"),
         "name": escape(study.name),
         "summary": summary_line(trials, front),
-        "best": best_cards(shown, spec.objectives),
+        "best": best_cards(shown, spec),
         "scatter": _scatter_section(spec, data["axes"]) if shown else _NOTHING,
-        "front": front_table([by_number[number] for number in front.trials], columns),
-        "progress": _progress_section(front) if shown else _NOTHING,
+        "front": front_table(study, trials, front, columns),
+        "progress": _progress_section(spec, front) if shown else _NOTHING,
         "trials": trial_table(trials, front, columns),
         "facts": fact_list(study, trials),
         "commands": command_list(study, front, store),
@@ -171,10 +182,10 @@ def _hypervolume_steps(spec: StudySpec, trials: Sequence[TrialRecord], front: Pa
     return steps
 
 
-def _progress_section(front: ParetoFront) -> str:
+def _progress_section(spec: StudySpec, front: ParetoFront) -> str:
     if not front.trials:
         return '<p class="empty">No trial keeps every limit yet.</p>'
-    columns = [column_of(name) for name in front.reference]
+    columns = [column_of(name, spec) for name in front.reference]
     corner = ", ".join(
         f"{column.label} {format_value(front.reference[column.name], column.unit)}" for column in columns
     )

@@ -8,11 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from nas.next_commands import next_commands
-from nas.objectives import Objective
+from nas.next_commands import explain_no_front, next_commands
 from nas.pareto import ParetoFront
 from nas.records import StudyRecord, TrialRecord
-from nas.table import Cell, Column, Row, best_trials, column_of, describe_config, format_value, front_rows
+from nas.spec import QualitySettings, StudySpec
+from nas.standing import count_trials, describe_counts
+from nas.table import (
+    Cell,
+    Column,
+    Row,
+    best_trials,
+    column_of,
+    describe_config,
+    describe_weights,
+    format_value,
+    front_rows,
+)
 
 __all__ = ["best_cards", "command_list", "escape", "fact_list", "front_table", "summary_line", "trial_table"]
 
@@ -24,45 +35,37 @@ def escape(text: object) -> str:
 
 def summary_line(trials: Sequence[TrialRecord], front: ParetoFront) -> str:
     """How the trials ended, and what came of it."""
-    counts = count_trials(trials)
-    parts = [f"{count} {what}" for what, count in counts.items() if count or what == "complete"]
-    line = ", ".join(parts)
+    line = describe_counts(count_trials(trials))
     if front.trials:
         points = "1 point" if len(front.trials) == 1 else f"{len(front.trials)} points"
         line += f"; front of {points}, hypervolume {front.hypervolume:.4g}"
     return escape(line)
 
 
-def count_trials(trials: Iterable[TrialRecord]) -> dict[str, int]:
-    """Number of trials by how they ended; a repeated architecture that the store answered is counted as such."""
-    words = {"complete": "complete", "fail": "failed", "pruned": "pruned", "running": "running"}
-    counts = dict.fromkeys((*words.values(), "repeated"), 0)
-    for trial in trials:
-        counts["repeated" if trial.duplicate_of is not None else words[trial.state]] += 1
-    return counts
-
-
-def best_cards(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
+def best_cards(trials: Sequence[TrialRecord], spec: StudySpec) -> str:
     """One card for the best value of each objective."""
     cards = [
         f'<div><div class="label">best {escape(column.label)}</div>'
         f'<div class="value">{escape(format_value(trial.figures[column.name].value, column.unit))}</div>'
         f'<div class="where">{_trial_link(trial.number)}: {escape(describe_config(trial.config))}</div></div>'
-        for objective, trial in best_trials(trials, objectives)
-        for column in [column_of(objective.name)]
+        for objective, trial in best_trials(trials, spec.objectives)
+        for column in [column_of(objective.name, spec)]
     ]
     return f'<div class="best">{"".join(cards)}</div>' if cards else ""
 
 
-def front_table(trials: Sequence[TrialRecord], columns: Sequence[Column]) -> str:
-    """The trials of the front with every figure, its interval and its origin."""
-    if not trials:
-        return '<p class="empty">No trial is on the front yet.</p>'
+def front_table(
+    study: StudyRecord, trials: Sequence[TrialRecord], front: ParetoFront, columns: Sequence[Column]
+) -> str:
+    """The trials of the front, best first in the first objective, with every figure, its interval and its origin."""
+    if not front.trials:
+        return f'<p class="empty">{escape(explain_no_front(study, trials))}</p>'
+    by_number = {trial.number: trial for trial in trials}
     note = "No other trial is better in every objective. Below each value: its interval and its origin."
     head = _head([("trial", True), ("architecture", False), *((column.label, True) for column in columns)])
     rows = "".join(
         f"<tr>{_cell(_trial_link(row.trial), row.trial)}{_wide_cell(row.architecture)}{_figure_cells(row)}</tr>"
-        for row in front_rows(trials, columns)
+        for row in front_rows([by_number[number] for number in front.trials], columns)
     )
     return f'<p class="note">{note}</p>{_table(head, rows)}'
 
@@ -162,7 +165,7 @@ def _spec_facts(study: StudyRecord) -> list[tuple[str, str]]:
     return [
         ("study", f"{study.name} ({study.id}), {study.state}, created {study.created_at:%Y-%m-%d %H:%M} UTC"),
         ("space", f"{spec.space.name}, {spec.space.size():,} choices of {spec.space.architecture}s"),
-        ("objectives", "; ".join(f"{o.direction} {column_of(o.name).label}" for o in spec.objectives)),
+        ("objectives", "; ".join(f"{o.direction} {column_of(o.name, spec).label}" for o in spec.objectives)),
         ("limits", "; ".join(_limit(constraint.objective, constraint.limit) for constraint in spec.constraints)),
         ("sampler", f"{spec.sampler}, seed {spec.seed}"),
         ("budget", f"{spec.num_trials} trials, each at most {spec.trial_time_limit_s:g} s"),
@@ -171,8 +174,15 @@ def _spec_facts(study: StudyRecord) -> list[tuple[str, str]]:
             f"batch {workload.batch_size}, prompt {workload.prompt_length} tokens, {workload.generated_length} "
             f"generated, weights {workload.weight_dtype}",
         ),
-        ("quality", _pairs({"data": "Python's standard library", **_given(spec.quality.to_dict())})),
+        ("quality", _quality(spec.quality)),
+        ("weights", describe_weights(spec.quality)),
     ]
+
+
+def _quality(settings: QualitySettings) -> str:
+    if settings.evaluator == "train":
+        return _pairs({"data": "Python's standard library", **_given(settings.to_dict())})
+    return "not scored" if settings.evaluator == "none" else f"scored by {settings.evaluator}"
 
 
 def _limit(objective: str, limit: float) -> str:
@@ -181,9 +191,10 @@ def _limit(objective: str, limit: float) -> str:
 
 
 def _run_facts(trials: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    """Where and on which text the trials ran; more than one line of a kind when they differ."""
+    """Where the trials ran, and on which text if they were trained; more than one line of a kind when they differ."""
     devices = [_pairs(trial.measurement["device"]) for trial in trials if trial.measurement is not None]
-    texts = [f"fingerprint {trial.quality['data_fingerprint']}" for trial in trials if trial.quality is not None]
+    fingerprints = [(trial.quality or {}).get("data_fingerprint") for trial in trials]
+    texts = [f"fingerprint {fingerprint}" for fingerprint in fingerprints if fingerprint is not None]
     return [("device", device) for device in dict.fromkeys(devices)] + [("data", text) for text in dict.fromkeys(texts)]
 
 

@@ -310,9 +310,11 @@ class Store:
             find_study_row(session, study_id)
             return read_trials(session, query if limit is None else query.limit(limit))
 
-    def count_trials(self, study_id: str) -> dict[str, int]:
-        """Number of trials by state; every state is there."""
+    def count_trials(self, study_id: str, *, with_repeated: bool = True) -> dict[str, int]:
+        """Number of trials by state, on request without those that repeat another one; every state is there."""
         query = select(TrialRow.state, func.count()).where(TrialRow.study_id == study_id).group_by(TrialRow.state)
+        if not with_repeated:
+            query = query.where(TrialRow.duplicate_of.is_(None))
         with self._database.reading() as session:
             return dict.fromkeys(TRIAL_STATES, 0) | {row[0]: row[1] for row in session.execute(query)}
 

@@ -13,6 +13,7 @@ from estimator.config import TransformerConfig
 from estimator.figures import Figure
 from nas.objectives import OBJECTIVES, Objective
 from nas.records import TrialRecord
+from nas.spec import QualitySettings, StudySpec
 
 __all__ = [
     "Cell",
@@ -22,6 +23,7 @@ __all__ = [
     "best_trials",
     "column_of",
     "describe_config",
+    "describe_weights",
     "format_figure",
     "format_value",
     "front_rows",
@@ -115,10 +117,15 @@ def describe_config(config: TransformerConfig) -> str:
     return ", ".join(parts)
 
 
-def table_columns(objectives: Sequence[Objective]) -> tuple[Column, ...]:
+def describe_weights(settings: QualitySettings) -> str:
+    """Where a trial's weights come from: only `train` trains them."""
+    return "trained" if settings.evaluator == "train" else f"random, from seed {settings.seed}; nothing was trained"
+
+
+def table_columns(spec: StudySpec) -> tuple[Column, ...]:
     """The figures that every table shows, and those of a study's own objectives that are not among them."""
-    names = dict.fromkeys((*_STANDARD, *(objective.name for objective in objectives)))
-    return tuple(column_of(name) for name in names)
+    names = dict.fromkeys((*_STANDARD, *(objective.name for objective in spec.objectives)))
+    return tuple(column_of(name, spec) for name in names)
 
 
 def front_rows(trials: Iterable[TrialRecord], columns: Sequence[Column]) -> tuple[Row, ...]:
@@ -144,12 +151,20 @@ def best_trials(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) 
     return best
 
 
-def column_of(name: str) -> Column:
-    """The column of a figure; one that is told from outside shows its own name."""
+def column_of(name: str, spec: StudySpec | None = None) -> Column:
+    """The column of a figure; one that is told from outside shows its own name.
+
+    In a study of encoders that are trained, bits per byte are of bytes behind a mask, and are called so.
+    """
     info = OBJECTIVES.get(name)
     if info is None:
         return Column(name=name, label=name.replace("_", " "), unit="number")
-    return Column(name=name, label=info.label, unit=info.unit)
+    masked = name == "bits_per_byte" and spec is not None and _scores_masks(spec)
+    return Column(name=name, label=f"masked {info.label}" if masked else info.label, unit=info.unit)
+
+
+def _scores_masks(spec: StudySpec) -> bool:
+    return spec.space.architecture == "encoder" and spec.quality.evaluator == "train"
 
 
 def _cell(figure: Figure | None, unit: str) -> Cell:

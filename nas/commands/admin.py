@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from nas.commands.options import add_store_option, add_study_argument, say
+from nas.errors import UsageError
 from nas.store import Store
 
 __all__ = ["add_parsers"]
@@ -33,13 +35,27 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run_delete(args: argparse.Namespace) -> int:
     with Store.open(args.store) as store:
         study = store.find_study(args.study)
-        num_trials = len(store.trials(study.id))
-        if not args.yes and input(f"delete {study.name} with {num_trials} trials? [y/N] ").lower() not in ("y", "yes"):
+        num_trials = sum(store.count_trials(study.id).values())
+        if not args.yes and not _is_wanted(f"delete {study.name} with {num_trials} trials? [y/N] "):
             say("nothing was deleted")
             return 1
         store.delete_study(study.id)
     say(f"deleted {study.name}")
     return 0
+
+
+def _is_wanted(question: str) -> bool:
+    """Asks on standard error.
+
+    Raises:
+        UsageError: standard input has no answer.
+    """
+    print(question, end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline() if sys.stdin is not None else ""
+    if not answer:
+        say()
+        raise UsageError("nobody answered, so nothing was deleted; give --yes to delete without being asked")
+    return answer.strip().lower() in ("y", "yes")
 
 
 def run_serve(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nas.commands.options import add_store_option, add_study_argument, load_space, say
 from nas.records import StudyRecord
+from nas.standing import as_it_stands, stored_counts
 from nas.store import Store
 
 __all__ = ["add_parsers"]
@@ -48,12 +49,9 @@ def run_list(args: argparse.Namespace) -> int:
     from nas.terminal import print_studies
 
     with Store.open(args.store) as store:
-        rows = [
-            (study, sum(trial.state == "complete" for trial in store.trials(study.id)))
-            for study in store.list_studies()
-        ]
+        rows = [(as_it_stands(store, study), stored_counts(store, study.id)) for study in store.list_studies()]
     if args.json:
-        _print_json([{**_study_head(study), "complete": complete} for study, complete in rows])
+        _print_json([{**_study_head(study), **counts} for study, counts in rows])
     elif rows:
         print_studies(rows)
     else:
@@ -65,13 +63,13 @@ def run_show(args: argparse.Namespace) -> int:
     from nas.terminal import print_study, print_trial
 
     with Store.open(args.store) as store:
-        study = store.find_study(args.study)
+        study = as_it_stands(store, store.find_study(args.study))
         if args.trial is not None:
             trial = store.trial(study.id, args.trial)
             if args.json:
                 _print_json(trial.to_dict())
             else:
-                print_trial(trial)
+                print_trial(study, trial)
         elif args.json:
             trials = [trial.to_dict() for trial in store.trials(study.id)]
             _print_json({**_study_head(study), "spec": study.spec.to_dict(), "trials": trials})

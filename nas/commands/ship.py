@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 from nas.commands.options import add_store_option, add_study_argument, say
-from nas.errors import NotFoundError
 from nas.store import Store
 
 __all__ = ["add_parsers"]
@@ -47,14 +48,11 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    from nas.export import find_onnx
     from nas.generate import generate
 
     with Store.open(args.store) as store:
-        study = store.find_study(args.study)
-        artifact = store.trial(study.id, args.trial).artifact
-        if artifact is None:
-            raise NotFoundError(f"trial {args.trial} of {study.name} has no ONNX file; see `nas show {study.name}`")
-        path = store.artifact_dir / artifact.path
+        path = find_onnx(store, store.find_study(args.study), args.trial)
     stream = generate(
         path,
         args.prompt,
@@ -63,10 +61,7 @@ def run_generate(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         seed=args.seed,
     )
-    sys.stdout.write(args.prompt)
-    for piece in stream:
-        sys.stdout.flush()
+    for piece in chain([os.fsencode(args.prompt)], stream, [b"\n"]):
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
-    print()
     return 0

@@ -23,7 +23,8 @@ from estimator.errors import StorageFullError
 from estimator.figures import Figure
 from estimator.ort_session import make_inputs, open_session
 from nas.errors import NotFoundError, StoreError, UsageError
-from nas.export import export_trial
+from nas.export import export_trial, find_onnx
+from nas.objectives import Objective
 from nas.quality.task import QualityTask, train_build_score
 from nas.records import Artifact, StudyRecord
 from nas.space import SearchSpace
@@ -97,7 +98,12 @@ def _fill(store: Store, text: Path) -> tuple[StudyRecord, tuple[Artifact, ...]]:
     for name, config in CONFIGS.items():
         dtype = "int8" if name == "int8" else "fp32"
         task = QualityTask(
-            config=config, settings=settings, weight_dtype=dtype, num_threads=1, folder=store.artifact_dir
+            config=config,
+            settings=settings,
+            weight_dtype=dtype,
+            num_threads=1,
+            provider="cpu",
+            folder=store.artifact_dir,
         )
         scored = train_build_score(task, name, progress=lambda step: None)
         trial = store.start_trial(study.id, params={}, config=config)
@@ -198,6 +204,25 @@ def test_card_has_every_figure_with_its_origin(shelf: _Shelf, tmp_path: Path) ->
         assert f"| `{name}` | {(folder / name).stat().st_size} | `{_sha256(folder / name)}` |" in card
 
 
+@pytest.mark.parametrize("evaluator", ["none", "mine:score"])
+def test_card_of_a_model_that_nobody_trained_says_so(shelf: _Shelf, tmp_path: Path, evaluator: str) -> None:
+    """Random weights are called random, with their seed, and never trained."""
+    settings = QualitySettings(evaluator=evaluator, seed=11)
+    objectives = (Objective("decode_latency_s"), Objective("params"))
+    spec = replace(shelf.study.spec, quality=settings, objectives=objectives)
+    export_trial(shelf.store, replace(shelf.study, spec=spec), 0, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- weights: random, from seed 11; nothing was trained" in card
+    assert "trained weights" not in card
+
+
+def test_card_of_an_encoder_calls_its_score_masked(shelf: _Shelf, tmp_path: Path) -> None:
+    """The score of bytes behind a mask is not that of the next byte."""
+    spec = replace(shelf.study.spec, space=SearchSpace.preset("encoder-small"), objectives=())
+    export_trial(shelf.store, replace(shelf.study, spec=spec), shelf.number("encoder"), tmp_path / "out")
+    assert "| masked bits per byte | 5.250 |" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("existing", [True, False])
 def test_export_trial_makes_or_fills_an_empty_folder(shelf: _Shelf, tmp_path: Path, existing: bool) -> None:
     """An empty folder is as good as none; parents are made."""
@@ -278,10 +303,10 @@ def _take_other_weights(shelf: _Shelf) -> None:
     [
         (_remove_onnx, r"the ONNX file .*\.onnx is missing"),
         (_flip_a_bit, r"\.onnx is not the file that was measured: its sha256 is "),
-        (_remove_weights, r"the trained weights .*\.safetensors are missing"),
-        (_cut_weights, r"the trained weights .*\.safetensors are damaged"),
-        (_change_a_weight, "the trained weights do not belong to trial 0: its ONNX file answers otherwise"),
-        (_take_other_weights, "the trained weights do not belong to trial 0: weight "),
+        (_remove_weights, r"the weights .*\.safetensors are missing"),
+        (_cut_weights, r"the weights .*\.safetensors are damaged"),
+        (_change_a_weight, "the weights do not belong to trial 0: its ONNX file answers otherwise"),
+        (_take_other_weights, "the weights do not belong to trial 0: weight "),
     ],
 )
 def test_export_trial_refuses_damaged_files(shelf: _Shelf, tmp_path: Path, damage, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -291,6 +316,18 @@ def test_export_trial_refuses_damaged_files(shelf: _Shelf, tmp_path: Path, damag
         export_trial(shelf.store, shelf.study, 0, tmp_path / "new" / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("damage", [_remove_onnx, _flip_a_bit])
+def test_find_onnx_refuses_what_export_refuses(shelf: _Shelf, tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    """Whoever uses a trial's file gets the very file or the same words."""
+    assert find_onnx(shelf.store, shelf.study, 0) == shelf.onnx_path("uniform")
+    damage(shelf)
+    with pytest.raises(StoreError) as found:
+        find_onnx(shelf.store, shelf.study, 0)
+    with pytest.raises(StoreError) as exported:
+        export_trial(shelf.store, shelf.study, 0, tmp_path / "out")
+    assert str(found.value) == str(exported.value)
 
 
 def test_export_trial_accepts_a_file_built_by_another_version(shelf: _Shelf, tmp_path: Path) -> None:

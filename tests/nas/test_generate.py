@@ -148,6 +148,7 @@ def test_generate_with_top_k_one_is_greedy(tmp_path: Path) -> None:
         ({"temperature": float("nan")}, "temperature must be 0 or a positive number, not nan"),
         ({"top_k": 0}, "top_k must be from 1 to 256, not 0"),
         ({"top_k": 257}, "top_k must be from 1 to 256, not 257"),
+        ({"seed": -1, "temperature": 1.0}, "seed must be 0 or more, not -1"),
     ],
 )
 def test_generate_refuses_arguments_out_of_range(tmp_path: Path, arguments: dict[str, float], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -15,12 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from estimator.errors import StorageFullError
 from estimator.figures import Figure
+from nas.errors import UsageError
 from nas.objectives import Constraint, Objective
 from nas.pareto import front_of
 from nas.report import render_report, write_report
 from nas.space import SearchSpace
-from nas.spec import StudySpec
+from nas.spec import QualitySettings, StudySpec
 from nas.store import Store
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
@@ -204,7 +207,7 @@ def test_report_without_a_complete_trial_says_so(store, spec):
     assert page.chart_data == {"axes": page.chart_data["axes"], "trials": [], "hypervolume": []}
     assert "No trial is complete yet." in page.texts["p"]
     assert page.rows("trial-") == 2
-    assert any(command.startswith("nas show nothing TRIAL") for command in page.texts["pre"])
+    assert any(command.startswith("nas show nothing --store") for command in page.texts["pre"])
 
 
 def test_report_of_an_empty_study_renders(store, spec):
@@ -220,6 +223,8 @@ def test_report_without_a_feasible_trial_has_points_and_no_front(store, spec):
     assert [point["front"] for point in page.chart_data["trials"]] == [False] * 4
     assert page.chart_data["hypervolume"] == []
     assert "No trial keeps every limit yet." in page.texts["p"]
+    assert any("trial 0 comes nearest: decode latency 100 µs where the limit is 1.00 µs" in p for p in page.texts["p"])
+    assert [command.split(" --")[0] for command in page.texts["pre"]] == ["nas show tight", "nas resume tight"]
 
 
 def test_report_of_one_trial_and_one_objective_runs_over_trials(store, spec):
@@ -255,21 +260,95 @@ def test_write_report_leaves_one_whole_file(tmp_path, store, study):
     assert write_report(store, study, path) == path
     assert path.read_text().endswith("</html>\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-    with pytest.raises(OSError, match=r"report\.html"):
+    with pytest.raises(UsageError, match=r"report\.html/inside-a-file\.html cannot be written: "):
         write_report(store, study, path / "inside-a-file.html")
+
+
+def test_write_report_names_its_own_file_when_it_cannot_write(tmp_path, store, study, monkeypatch):
+    """A folder is no file; a full disk names the report and no temporary file."""
+    with pytest.raises(UsageError, match=f"{tmp_path} is not a file; name the file"):
+        write_report(store, study, tmp_path)
+
+    def refuse(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("nas.report.write_text_atomically", refuse)
+    with pytest.raises(StorageFullError, match=r"/report\.html: no space left to write the report"):
+        write_report(store, study, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "words"),
+    [("none", "not scored"), ("mine:score", "scored by mine:score"), ("train", "evaluator train")],
+)
+def test_report_says_how_quality_was_found(store, spec, evaluator, words):
+    """Whatever the evaluator stored with a trial, the report names it, and whether the weights were trained."""
+    objectives = (Objective("decode_latency_s"), Objective("params"))
+    settings = QualitySettings(evaluator=evaluator, seed=7)
+    study = fill(store, replace(spec, objectives=objectives, quality=settings), "by")
+    quality = {"figures": {}} | ({"data_fingerprint": "0a1b2c"} if evaluator == "train" else {})
+    trials = [replace(trial, quality=quality) for trial in store.trials(study.id)]
+    facts = Page(render_report(study, trials, store="sqlite://")).texts["dd"]
+    assert any(words in fact for fact in facts)
+    assert ("fingerprint 0a1b2c" in facts) == (evaluator == "train")
+    assert ("random, from seed 7; nothing was trained" in facts) == (evaluator != "train")
+
+
+def test_report_calls_the_score_of_encoders_masked(store):
+    """Bits per byte behind a mask are no bits per byte: headings, axes and cards say so."""
+    spec = StudySpec(space=SearchSpace.preset("encoder-small"), objectives=(Objective("bits_per_byte"),))
+    study = fill(store, spec, "encoders")
+    page = render(store, study)
+    assert "masked bits per byte" in page.texts["button"]
+    assert "best masked bits per byte" in page.texts["div"]
+    labels = {axis["name"]: axis["label"] for axis in page.chart_data["axes"]}
+    assert labels["bits_per_byte"] == "masked bits per byte"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_report_draws_its_charts_in_a_browser(tmp_path, store, study):
     """A real browser without network runs the page under its policy: every point of both charts is drawn."""
     path = write_report(store, study, tmp_path / "report.html")
+    dom, console = browse(tmp_path, path.as_uri())
+    assert len(re.findall(r'class="point[ "]', dom)) == 2 * 4
+    assert "CONSOLE" not in console
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [390, 420])
+def test_report_charts_keep_to_their_cards_on_a_phone(tmp_path, store, study, width):
+    """Made as narrow as a phone, the page has charts as wide as their places when it is next painted."""
+    write_report(store, study, tmp_path / "report.html")
+    (tmp_path / "phone.html").write_text(PHONE.replace("WIDTH", str(width)))
+    dom, _ = browse(tmp_path, (tmp_path / "phone.html").as_uri(), "--allow-file-access-from-files")
+    (widths,) = re.findall(r'data-widths="([^"]*)"', dom)
+    pairs = [pair.split(":") for pair in widths.split(",")]
+    assert len(pairs) == 2
+    assert all(place == chart and 250 < int(place) < width for place, chart in pairs)
+
+
+PHONE = """<iframe id="phone" src="report.html" style="width: 900px; height: 900px; border: 0"></iframe>
+<script>
+const phone = document.getElementById("phone"), page = () => phone.contentDocument;
+const chartOf = (plot) => plot.querySelector(".main-svg").getBoundingClientRect().width;
+const widths = () => [...page().querySelectorAll(".plot")].map((plot) => `${plot.clientWidth}:${chartOf(plot)}`);
+phone.onload = () => {
+  const seen = () => { if (page().body.clientWidth < 450) document.body.dataset.widths = widths().join(); };
+  new phone.contentWindow.ResizeObserver(seen).observe(page().body);  // told after the page's own observers
+  phone.style.width = "WIDTHpx";
+};
+</script>
+"""
+
+
+def browse(folder, address, *more):
+    """A real browser without network: the page after its scripts ran, and what the console said."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", *more]
     result = subprocess.run(
-        ["chromium", *options, "--virtual-time-budget=10000", "--enable-logging=stderr", "--dump-dom", path.as_uri()],
+        ["chromium", *options, "--virtual-time-budget=10000", "--enable-logging=stderr", "--dump-dom", address],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert len(re.findall(r'class="point[ "]', result.stdout)) == 2 * 4
-    assert "CONSOLE" not in result.stderr
+    return result.stdout, result.stderr

@@ -14,6 +14,8 @@ from estimator.config import TransformerConfig
 from estimator.figures import Figure
 from nas.objectives import Objective, parse_quantity
 from nas.records import Observation, TrialRecord
+from nas.space import SearchSpace
+from nas.spec import QualitySettings, StudySpec
 from nas.table import best_trials, column_of, describe_config, format_figure, format_value, front_rows, table_columns
 
 CONFIG = TransformerConfig(
@@ -118,7 +120,9 @@ def test_describe_config_tells_networks_apart(change, part):
 
 def test_table_columns_keep_the_standard_ones_and_add_the_studys_own():
     """A figure told from outside becomes a column under its own name."""
-    names = [column.name for column in table_columns([Objective("loss", "minimize"), Objective("params")])]
+    objectives = (Objective("loss", "minimize"), Objective("params"))
+    spec = StudySpec(space=SearchSpace.preset("decoder-nano"), objectives=objectives)
+    names = [column.name for column in table_columns(spec)]
     assert names == [
         "params",
         "bits_per_byte",
@@ -129,6 +133,21 @@ def test_table_columns_keep_the_standard_ones_and_add_the_studys_own():
         "loss",
     ]
     assert column_of("loss").label == "loss"
+
+
+@pytest.mark.parametrize(
+    ("space", "evaluator", "label"),
+    [
+        ("decoder-nano", "train", "bits per byte"),
+        ("encoder-small", "train", "masked bits per byte"),
+        ("encoder-small", "mine:score", "bits per byte"),
+    ],
+)
+def test_column_of_a_trained_encoders_score_says_masked(space, evaluator, label):
+    """What an encoder that we trained scores is of masked bytes; what a user's evaluator scores is the user's word."""
+    spec = StudySpec(space=SearchSpace.preset(space), quality=QualitySettings(evaluator=evaluator))
+    assert column_of("bits_per_byte", spec).label == label
+    assert column_of("params", spec).label == "parameters"
 
 
 def test_front_rows_keep_order_and_leave_unknown_figures_empty():
