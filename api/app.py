@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 
 from api import problems
-from api.guards import BodyLimit, check_host
+from api.guards import BodyLimit, check_host, check_parameters
 from api.routes import estimates, service, studies
 from api.workers import Launch, Workers, launch_worker
 from nas.store import Store
@@ -62,7 +62,7 @@ def create_app(
         version="1",
         description=_DESCRIPTION,
         lifespan=lifespan,
-        dependencies=[Depends(check_host)],
+        dependencies=[Depends(check_host), Depends(check_parameters)],
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
     )

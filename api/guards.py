@@ -1,4 +1,4 @@
-"""What is refused before a route sees it: bodies that are too large, and requests meant for another host."""
+"""What is refused before a route sees it: large bodies, requests meant for another host, unknown parameters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import ApiError
+from api.problems import ApiError, InvalidPart, to_pointer
 
-__all__ = ["MAX_BODY_BYTES", "BodyLimit", "check_host"]
+__all__ = ["MAX_BODY_BYTES", "BodyLimit", "check_host", "check_parameters"]
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -43,3 +43,19 @@ def check_host(request: Request) -> None:
     hosts: tuple[str, ...] = request.app.state.hosts
     if (request.url.hostname or "").strip("[]") not in hosts:
         raise ApiError("wrong-host", f"this service answers to {', '.join(hosts)} alone")
+
+
+def check_parameters(request: Request) -> None:
+    """Refuses query parameters that the route does not take: a misspelt one would silently change nothing.
+
+    Raises:
+        ApiError: names each of them, and those that the route takes.
+    """
+    operations = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    parameters = operations.get(request.method.lower(), {}).get("parameters", ())
+    known = [parameter["name"] for parameter in parameters if parameter["in"] == "query"]
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        detail = f"unknown parameter; this path takes {', '.join(known) or 'none'}"
+        parts = [InvalidPart(detail=detail, part="query", pointer=to_pointer([name])) for name in unknown]
+        raise ApiError("invalid-request", detail, errors=parts)

@@ -30,6 +30,7 @@ __all__ = [
     "declare",
     "describe_problems",
     "install",
+    "to_pointer",
 ]
 
 PROBLEM_JSON = "application/problem+json"
@@ -108,6 +109,7 @@ _TYPES = (
     ),
 )
 PROBLEM_TYPES: Mapping[str, ProblemType] = {kind.name: kind for kind in _TYPES}
+_OF_ANY_ROUTE = ("wrong-host", "invalid-request", "internal-error", "store-unavailable")
 _BY_STATUS = {kind.status: kind for kind in _TYPES}
 
 
@@ -166,7 +168,7 @@ class ApiError(Exception):
 
 def declare(*names: str) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI `responses` of a route that can end with these problem types, and those that any route can."""
-    kinds = [PROBLEM_TYPES[name] for name in (*names, "wrong-host", "internal-error", "store-unavailable")]
+    kinds = [PROBLEM_TYPES[name] for name in dict.fromkeys((*names, *_OF_ANY_ROUTE))]
     return {kind.status: {"description": kind.title, "model": Problem} for kind in kinds}
 
 
@@ -221,7 +223,7 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
-def _pointer(path: Sequence[str | int]) -> str:
+def to_pointer(path: Sequence[str | int]) -> str:
     """RFC 6901: each step with ~ as ~0 and / as ~1."""
     return "".join("/" + _shorten(str(step)).replace("~", "~0").replace("/", "~1") for step in path)
 
@@ -251,7 +253,7 @@ def _invalid_part(entry: Mapping[str, Any], body: Any) -> InvalidPart:
         return InvalidPart(detail=f"not valid JSON at character {path[0]}", part=part, pointer="")
     if part == "body":
         path = _path_in(body, path, may_lack_last=entry["type"] == "missing")
-    return InvalidPart(detail=_shorten(entry["msg"].removeprefix("Value error, ")), part=part, pointer=_pointer(path))
+    return InvalidPart(detail=_shorten(entry["msg"].removeprefix("Value error, ")), part=part, pointer=to_pointer(path))
 
 
 def _path_in(body: Any, path: Sequence[str | int], *, may_lack_last: bool) -> list[str | int]:
@@ -270,7 +272,7 @@ def _on_refused_input(request: Request, error: Exception) -> JSONResponse:
     path = [place for kind, place in _PLACES.items() if isinstance(error, kind)]
     if isinstance(error, ConfigError) and error.field:
         path.append(error.field)
-    part = InvalidPart(detail=_shorten(str(error)), part="body", pointer=_pointer(path))
+    part = InvalidPart(detail=_shorten(str(error)), part="body", pointer=to_pointer(path))
     return _respond(PROBLEM_TYPES["invalid-request"], str(error), errors=[part])
 
 

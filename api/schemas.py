@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -54,10 +55,21 @@ def _choice(*allowed: str) -> tuple[AfterValidator, Any]:
     return AfterValidator(check), Field(json_schema_extra={"enum": list(allowed)})
 
 
-def _check_absolute(path: str) -> str:
+def _check_data(path: str) -> str:
     if not Path(path).is_absolute():
         raise ValueError("must be an absolute path on the service's machine")
-    return path
+    try:
+        with os.scandir(path) if Path(path).is_dir() else Path(path).open("rb"):
+            return path
+    except (OSError, ValueError) as error:  # a path may hold a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"cannot be read on the service's machine: {reason}") from None
+
+
+def _check_addressable(name: str) -> str:
+    if "/" in name or name in (".", ".."):
+        raise ValueError("must hold no / and be neither . nor .., since it is part of an address")
+    return name
 
 
 class _Request(BaseModel):
@@ -69,7 +81,8 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 Quantity = Annotated[
     str | float, Field(description="a text with its unit, or a number in base units", examples=["20ms", 0.02])
 ]
-AbsolutePath = Annotated[str, AfterValidator(_check_absolute)]
+DataPath = Annotated[str, AfterValidator(_check_data)]
+StudyName = Annotated[str, AfterValidator(_check_addressable)]
 WeightType = Annotated[str, *_choice(*WEIGHT_DTYPES)]
 FloatType = Annotated[str, *_choice(*FLOAT_DTYPES)]
 CacheType = Annotated[str, *_choice(*FLOAT_DTYPES, "int8")]
@@ -97,7 +110,7 @@ class QualityRequest(_Request):
     """How a candidate's quality is found. A module of the user's own is for the command line alone."""
 
     evaluator: Annotated[str, *_choice(*EVALUATORS)] = _QUALITY["evaluator"]
-    data: list[AbsolutePath] = Field(
+    data: list[DataPath] = Field(
         default_factory=list,
         description="absolute paths on the service's machine; empty: the source of Python's standard library",
     )
@@ -136,7 +149,7 @@ class StudyRequest(_Request):
         description=f"{', '.join(PRESETS)}, or a table with name, base and choices as `nas space NAME --json` prints it"
     )
     trials: Size = Field(_STUDY["num_trials"], description="candidates to evaluate")
-    name: str | None = Field(None, max_length=100, description="made up from the space's name when left out")
+    name: StudyName | None = Field(None, max_length=100, description="made up from the space's name when left out")
     objectives: list[str] = Field(
         default_factory=list,
         max_length=len(OBJECTIVES),
@@ -248,7 +261,9 @@ class StudyBody(BaseModel):
     created_at: datetime
     revision: int = Field(description="grows with every change of the study")
     num_trials: int = Field(description="the budget: candidates to evaluate")
-    trials: dict[str, int] = Field(description="number of trials by state")
+    trials: dict[str, int] = Field(
+        description="number of trials by state; those that repeat another one are under `repeated` alone"
+    )
     spec: dict[str, Any] = Field(description="everything that was asked for, defaults filled in")
 
 

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/estimates", tags=["estimates"])
     operation_id="createEstimate",
     summary="Size a model",
     response_description="the document that `estimator size --json` prints",
-    responses=declare("body-too-large", "not-json", "invalid-request"),
+    responses=declare("body-too-large", "not-json"),
 )
 def create_estimate(request: Annotated[EstimateRequest, Body()]) -> dict[str, Any]:
     """Parameters, memory and FLOPs; with a device, whether it fits and the bound on its time. Nothing is stored."""

@@ -14,6 +14,7 @@ from api.schemas import ParetoBody, StudyBody, StudyPage, StudyRequest, TrialBod
 from nas.pareto_json import pareto_document
 from nas.records import TRIAL_STATES, StudyRecord
 from nas.screening import check_reachable
+from nas.standing import as_it_stands, stored_counts
 from nas.store import Store
 
 __all__ = ["router"]
@@ -30,7 +31,7 @@ State = Annotated[str | None, Query(pattern=f"^({'|'.join(TRIAL_STATES)})$", des
     operation_id="createStudy",
     summary="Start a search",
     response_description="the study; its search runs in a process of its own",
-    responses=declare("body-too-large", "not-json", "invalid-request", "too-many-searches")
+    responses=declare("body-too-large", "not-json", "too-many-searches")
     | {202: {"headers": {"Location": {"description": "where the study is", "schema": {"type": "string"}}}}},
 )
 def create_study(
@@ -50,7 +51,7 @@ def create_study(
     return _study_body(store, study)
 
 
-@router.get("", operation_id="listStudies", summary="All studies", responses=declare("invalid-request"))
+@router.get("", operation_id="listStudies", summary="All studies", responses=declare())
 def list_studies(request: Request, store: StoreOfApp, limit: Limit = 50, cursor: Cursor = None) -> StudyPage:
     """The newest first."""
     page = store.list_studies(after=read_cursor(cursor, _study_key), limit=limit)
@@ -68,7 +69,7 @@ def get_study(study: str, store: StoreOfApp) -> StudyBody:
     "/{study}/trials",
     operation_id="listTrials",
     summary="Trials of a study",
-    responses=declare("not-found", "invalid-request"),
+    responses=declare("not-found"),
 )
 def list_trials(
     request: Request, study: str, store: StoreOfApp, limit: Limit = 50, cursor: Cursor = None, state: State = None
@@ -86,7 +87,7 @@ def list_trials(
     "/{study}/trials/{number}",
     operation_id="getTrial",
     summary="One trial",
-    responses=declare("not-found", "invalid-request"),
+    responses=declare("not-found"),
 )
 def get_trial(study: str, number: Number, store: StoreOfApp) -> TrialBody:
     """Everything known of it: figures, samples, files, why it failed."""
@@ -113,23 +114,18 @@ def _trial_key(number: int) -> int:
 
 
 def _study_body(store: Store, study: StudyRecord) -> StudyBody:
+    study = as_it_stands(store, study)
     return StudyBody(
         id=study.id,
         name=study.name,
-        state=_state(store, study),
+        state=study.state,
         error=_error(store, study),
         created_at=study.created_at,
         revision=study.revision,
         num_trials=study.spec.num_trials,
-        trials=store.count_trials(study.id),
+        trials=stored_counts(store, study.id),
         spec=study.spec.to_dict(),
     )
-
-
-def _state(store: Store, study: StudyRecord) -> str:
-    """As stored, but a study that says it is running while no process holds it was killed: it is stopped."""
-    killed = study.state == "running" and store.running_process(study.id) is None
-    return "stopped" if killed else study.state
 
 
 def _error(store: Store, study: StudyRecord) -> str | None:

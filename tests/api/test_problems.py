@@ -109,6 +109,17 @@ def test_every_parameter_is_checked(client, study, address, pointer):
     assert error["pointer"] == pointer
 
 
+def test_every_route_refuses_unknown_parameters(client, study):
+    """A misspelt parameter is named with those that there are, and changes nothing in silence."""
+    for method, path, about in operations(client):
+        response = client.request(method, fill_path(path) + "?stat/e=fail", json={"space": "decoder-nano"})
+        body = check_problem(response, "invalid-request")
+        assert [(error["part"], error["pointer"]) for error in body["errors"]] == [("query", "/stat~1e")]
+        known = [entry["name"] for entry in about.get("parameters", []) if entry["in"] == "query"]
+        assert body["errors"][0]["detail"].endswith(f"takes {', '.join(known) or 'none'}")
+    assert len(client.get("/v1/studies").json()["studies"]) == 1
+
+
 def test_every_route_survives_a_fault_of_the_store(client, app, monkeypatch):
     """A damaged store is 503 and a fault of ours is 500, without the cause; the log has it."""
     paths = [path for method, path, _ in operations(client) if "{study}" in path or path in ("/readyz", "/v1/studies")]

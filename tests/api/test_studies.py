@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
 from nas.commands.options import add_search_options, spec_from_options
@@ -95,6 +97,10 @@ def test_create_study_takes_a_space_of_ones_own(client, store):
         ({"space": "decoder-nano", "workload": {"weight_dtype": "int3"}}, "/workload/weight_dtype", "int4"),
         ({"space": "decoder-nano", "quality": {"evaluator": "os:system"}}, "/quality/evaluator", "train, none"),
         ({"space": "decoder-nano", "quality": {"data": ["notes"]}}, "/quality/data/0", "absolute path"),
+        ({"space": "decoder-nano", "quality": {"data": ["/", "/no/such/text"]}}, "/quality/data/1", "No such file"),
+        ({"space": "decoder-nano", "quality": {"data": ["/a\0b"]}}, "/quality/data/0", "null"),
+        ({"space": "decoder-nano", "name": "a/b"}, "/name", "no /"),
+        ({"space": "decoder-nano", "name": ".."}, "/name", "neither"),
         ({"space": "decoder-nano", "quality": {"evaluator": "none"}}, "", "needs an evaluator"),
         ({"space": "decoder-nano", "quality": {"tokens": 5, "seconds": 5.0}}, "", "exactly one of the two"),
         ({"space": "encoder-small", "objectives": ["decode_latency_s"]}, "", "do not decode"),
@@ -124,8 +130,25 @@ def test_get_study_takes_name_id_or_latest(client, study, address):
     """All three lead to the same study, with its counts and its whole spec."""
     body = client.get(f"/v1/studies/{study.id if address == 'id' else address}").json()
     assert body["id"] == study.id
-    assert body["trials"] == {"running": 0, "complete": 4, "pruned": 1, "fail": 1}
+    assert body["trials"] == {"running": 0, "complete": 4, "pruned": 1, "fail": 1, "repeated": 0}
     assert StudySpec.from_dict(body["spec"]) == study.spec
+
+
+@pytest.mark.parametrize("name", ["what?", "50 % #1", "größer"])
+def test_get_study_takes_a_percent_encoded_name(client, name):
+    """Whatever the service takes as a name leads to the study."""
+    client.post("/v1/studies", json={"space": "decoder-nano", "name": name})
+    address = f"/v1/studies/{quote(name, safe='')}"
+    assert client.get(address).json()["name"] == name
+    assert client.get(f"{address}/trials").json()["trials"] == []
+
+
+def test_get_study_counts_repeated_trials_apart(client, store, study):
+    """A proposal that the store answered is no further complete trial."""
+    first = store.trial(study.id, 0)
+    store.start_trial(study.id, params=first.params, config=first.config, state="complete", duplicate_of=0)
+    counts = client.get("/v1/studies/first").json()["trials"]
+    assert (counts["complete"], counts["repeated"]) == (4, 1)
 
 
 def test_get_study_says_that_a_killed_search_is_stopped(client, store, study):
