@@ -59,11 +59,13 @@ def _check_data(path: str) -> str:
     if not Path(path).is_absolute():
         raise ValueError("must be an absolute path on the service's machine")
     try:
-        with os.scandir(path) if Path(path).is_dir() else Path(path).open("rb"):
-            return path
+        Path(path).stat()
     except (OSError, ValueError) as error:  # a path may hold a NUL
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"cannot be read on the service's machine: {reason}") from None
+    if not os.access(path, os.R_OK):  # opening it could block for ever
+        raise ValueError("cannot be read on the service's machine: Permission denied")
+    return path
 
 
 def _check_addressable(name: str) -> str:
