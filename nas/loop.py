@@ -14,9 +14,10 @@ from estimator.figures import Figure
 from nas.errors import EvaluationError, SpaceExhaustedError, StoreError
 from nas.evaluate import Progress
 from nas.records import TrialRecord
+from nas.standing import count_trials, num_paid
 from nas.study import Study, Trial
 
-__all__ = ["Evaluate", "View", "num_paid_trials", "run_study", "terminated_as_interrupt"]
+__all__ = ["Evaluate", "View", "run_study", "terminated_as_interrupt"]
 
 Evaluate = Callable[[Trial, Progress], dict[str, Figure]]
 
@@ -49,7 +50,7 @@ def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
     with store.lock_study(study_id):
         store.set_study_state(study_id, "running")
         try:
-            while num_paid_trials(study.trials()) < study.spec.num_trials:
+            while num_paid(count_trials(study.trials())) < study.spec.num_trials:
                 _run_trial(study, evaluate, view)
         except SpaceExhaustedError as end:
             store.add_event(study_id, "space_exhausted", {"detail": str(end)})
@@ -64,11 +65,6 @@ def run_study(study: Study, evaluate: Evaluate, view: View) -> str:
             raise
         store.set_study_state(study_id, "finished")
     return "finished"
-
-
-def num_paid_trials(trials: tuple[TrialRecord, ...]) -> int:
-    """Trials that count towards the budget: evaluated ones. Duplicates and screened candidates cost nothing."""
-    return sum(trial.state in ("complete", "fail") and trial.duplicate_of is None for trial in trials)
 
 
 @contextlib.contextmanager

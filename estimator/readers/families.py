@@ -48,7 +48,8 @@ BOOKKEEPING = _words(
     _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation architectures
     model_type transformers_version torch_dtype dtype use_cache use_bfloat16 output_attentions output_hidden_states
     return_dict return_dict_in_generate output_scores tokenizer_class prefix problem_type finetuning_task
-    task_specific_params id2label label2id num_labels _num_labels initializer_range gradient_checkpointing chunk_size_feed_forward
+    task_specific_params id2label label2id num_labels _num_labels initializer_range gradient_checkpointing
+    chunk_size_feed_forward
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id
     max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
@@ -122,10 +123,9 @@ FAMILIES: Mapping[str, Family] = {
         fields=_LLAMA_FIELDS | {"mlp_bias": "mlp_bias"},
         defaults=_LLAMA_DEFAULTS | {"attention_bias": False, "mlp_bias": False},
         facts=_LLAMA_FACTS,
-        # The last name is that of the first Llama checkpoints.
-        heads={"LlamaForCausalLM": "causal_lm", "LlamaModel": "none", "LLaMAForCausalLM": "causal_lm"},
+        heads={"LlamaForCausalLM": "causal_lm", "LlamaModel": "none"},
         required={"sliding_window": (None,), "rope_interleaved": (False,)},
-        irrelevant=_words("attention_dropout pretraining_tp is_llama_config max_sequence_length") | _ROPE,
+        irrelevant=_words("attention_dropout pretraining_tp is_llama_config") | _ROPE,
         bias_fields=_ALL_BIASES,
     ),
     "mistral": Family(
@@ -206,8 +206,8 @@ FAMILIES: Mapping[str, Family] = {
         },
         irrelevant=_words(
             """
-            resid_pdrop embd_pdrop attn_pdrop n_ctx n_special predict_special_tokens summary_type summary_use_proj summary_activation
-            summary_proj_to_labels summary_first_dropout
+            resid_pdrop embd_pdrop attn_pdrop n_ctx n_special predict_special_tokens summary_type summary_use_proj
+            summary_activation summary_proj_to_labels summary_first_dropout
             """
         ),
     ),

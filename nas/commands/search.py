@@ -11,6 +11,7 @@ from nas.commands.options import add_search_options, add_store_option, add_study
 from nas.errors import UsageError
 from nas.records import StudyRecord
 from nas.spec import StudySpec
+from nas.standing import num_paid, stored_counts
 from nas.store import Store
 
 __all__ = ["add_parsers"]
@@ -75,12 +76,10 @@ def run_search(args: argparse.Namespace) -> int:
 
 
 def run_resume(args: argparse.Namespace) -> int:
-    from nas.loop import num_paid_trials
-
     with Store.open(args.store) as store:
         record = store.find_study(args.study)
         if args.trials is not None:
-            done = num_paid_trials(store.trials(record.id))
+            done = num_paid(stored_counts(store, record.id))
             if args.trials < done:
                 raise UsageError(f"{record.name} has {done} trials already; --trials is the new total, {done} or more")
             record = store.extend_trials(record.id, args.trials)
