@@ -30,7 +30,7 @@ from nas.standing import as_it_stands
 from nas.store import Store
 from nas.table import Column, column_of, describe_config, format_figure, format_value, scale_of, table_columns
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["check_report_path", "render_report", "write_report"]
 
 _NOTHING = '<p class="empty">No trial is complete yet.</p>'
 
@@ -43,8 +43,7 @@ def write_report(store: Store, study: StudyRecord, path: str | Path) -> Path:
         StorageFullError: there is no space left; an older report stays as it is.
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{target} is not a file; name the file to write the report to, such as report.html")
+    check_report_path(target)
     address = make_url(store.url).render_as_string(hide_password=True)
     now = as_it_stands(store, store.find_study(study.id))  # after the search, not as it was before
     page = render_report(now, store.trials(study.id), store=address)
@@ -55,6 +54,12 @@ def write_report(store: Store, study: StudyRecord, path: str | Path) -> Path:
             raise StorageFullError(f"{target}: no space left to write the report") from error
         raise UsageError(f"{target} cannot be written: {error.strerror or error}; name another file") from error
     return target
+
+
+def check_report_path(path: Path) -> None:
+    """Raises UsageError if no report can be written to the path; a search asks before it starts."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a file; name the file to write the report to, such as report.html")
 
 
 def render_report(study: StudyRecord, trials: Sequence[TrialRecord], *, store: str) -> str:

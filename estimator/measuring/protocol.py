@@ -5,28 +5,36 @@ else alike. So the candidate is never timed alone: a block of its calls alternat
 graph, the yardstick, and each candidate block is divided by the mean of the two yardstick blocks around it. What the
 machine did to both cancels. The median of these ratios, times what the yardstick takes on the quiet machine, is the
 latency; a bootstrap over the ratios gives its interval, and its width ends the measurement.
+
+A scheduler that shares a core takes it away for some milliseconds at a time. A long call is always hit and most short
+ones are not, so the median of single calls would say that the machine slowed down the one and not the other. Therefore
+blocks of both last about equally long, and a block counts by its mean.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from estimator.measuring.statistics import block_medians, bootstrap_median, percentile
+from estimator.measuring.statistics import block_means, bootstrap_median, percentile
 
 __all__ = ["BUSY_CONTENTION", "NOISY_PRECISION", "Blocks", "PairedLatency", "judge", "measure_paired", "measure_quiet"]
 
-# A block lasts about so long: far above the clock's resolution, far below the time scale on which the load changes.
-BLOCK_S = 0.008
+# A candidate block lasts about so long: a few of the scheduler's time slices, far below the time scale on which the
+# load changes. A longer call is a block of its own.
+BLOCK_S = 0.012
+# Many time slices: a yardstick block need not last longer, however long the candidate's call.
+MAX_YARDSTICK_BLOCK_S = 0.25
 MIN_PAIRS = 10
 MAX_CALLS_PER_BLOCK = 20
 _MIN_QUIET_CALLS = 100
 _WARM_UP_S = 0.05
 _WARM_UP_CALLS = 3
-# The interval is looked at after every so many pairs; a bootstrap costs about a millisecond.
-_PAIRS_PER_CHECK = 5
-# Above this yardstick ratio the machine was busy: a quiet one's median lies a tenth above the fast end of its calls.
+# The interval is looked at whenever there are so many times more pairs; a bootstrap takes longer the more there are.
+_CHECK_GROWTH = 1.2
+# Above this yardstick ratio the machine was busy: a quiet one's mean lies a tenth above the fast end of its calls.
 BUSY_CONTENTION = 1.25
 # An interval that reaches further than a tenth of the value decides nothing.
 NOISY_PRECISION = 0.10
@@ -44,8 +52,8 @@ class Blocks:
 
     @property
     def ratios(self) -> list[float]:
-        """Candidate block over the mean of the yardstick blocks around it, each block by its median."""
-        candidate, yardstick = block_medians(self.candidate_s), block_medians(self.yardstick_s)
+        """Candidate block over the mean of the yardstick blocks around it, each block by its mean."""
+        candidate, yardstick = block_means(self.candidate_s), block_means(self.yardstick_s)
         return [
             c / ((before + after) / 2) for c, before, after in zip(candidate, yardstick, yardstick[1:], strict=False)
         ]
@@ -74,21 +82,20 @@ def measure_paired(
     clock: Clock = time.perf_counter,
 ) -> Blocks:
     """Alternates blocks until the interval of the ratio is within `precision` or `max_seconds` are spent."""
-    candidate_calls = _warm_up(candidate, clock)
-    yardstick_calls = _warm_up(yardstick, clock)
-    started = clock()
+    candidate_calls, yardstick_calls = _block_sizes(_warm_up(candidate, clock), _warm_up(yardstick, clock))
+    started, next_check = clock(), 2 * MIN_PAIRS
     yardsticks = [_block(yardstick, yardstick_calls, clock)]
     candidates: list[tuple[float, ...]] = []
     while True:
         candidates.append(_block(candidate, candidate_calls, clock))
         yardsticks.append(_block(yardstick, yardstick_calls, clock))
+        is_late = len(candidates) >= MIN_PAIRS and clock() - started >= max_seconds
+        if not is_late and len(candidates) < next_check:
+            continue
+        next_check = math.ceil(_CHECK_GROWTH * len(candidates))
         blocks = Blocks(candidate_s=tuple(candidates), yardstick_s=tuple(yardsticks))
-        if len(candidates) >= MIN_PAIRS and clock() - started >= max_seconds:
+        if is_late or _reach(bootstrap_median(blocks.ratios, seed=seed)) <= precision:
             return blocks
-        if len(candidates) >= 2 * MIN_PAIRS and len(candidates) % _PAIRS_PER_CHECK == 0:
-            middle, low, high = bootstrap_median(blocks.ratios, seed=seed)
-            if max(high - middle, middle - low) <= precision * middle:
-                return blocks
 
 
 def measure_quiet(yardstick: Call, *, min_seconds: float, clock: Clock = time.perf_counter) -> float:
@@ -111,10 +118,10 @@ def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
     noisy: the interval reaches further than 10 % of the value. corrected: the yardstick took over 1.25 times its quiet
     time, so the raw median is not to be trusted, but the ratio is. quiet: neither.
     """
-    ratio, low, high = bootstrap_median(blocks.ratios, seed=seed)
+    ratio, low, high = interval = bootstrap_median(blocks.ratios, seed=seed)
     raw = [sample for block in blocks.candidate_s for sample in block]
-    contention = percentile([sample for block in blocks.yardstick_s for sample in block], 50) / quiet_s
-    if max(high - ratio, ratio - low) > NOISY_PRECISION * ratio:
+    contention = percentile(block_means(blocks.yardstick_s), 50) / quiet_s
+    if _reach(interval) > NOISY_PRECISION:
         verdict = "noisy"
     else:
         verdict = "corrected" if contention > BUSY_CONTENTION else "quiet"
@@ -129,12 +136,25 @@ def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
     )
 
 
-def _warm_up(call: Call, clock: Clock) -> int:
-    """Calls until caches and clocks are warm; returns how many calls make a block."""
+def _reach(interval: tuple[float, float, float]) -> float:
+    """How far an interval reaches to its wider side, as a fraction of the value."""
+    middle, low, high = interval
+    return max(high - middle, middle - low) / middle
+
+
+def _block_sizes(candidate_s: float, yardstick_s: float) -> tuple[int, int]:
+    """Calls in a candidate block and in a yardstick block, so that both last equally long."""
+    candidate_calls = max(1, min(MAX_CALLS_PER_BLOCK, round(BLOCK_S / candidate_s)))
+    yardstick_block_s = min(MAX_YARDSTICK_BLOCK_S, candidate_calls * candidate_s)
+    return candidate_calls, max(1, round(yardstick_block_s / yardstick_s))
+
+
+def _warm_up(call: Call, clock: Clock) -> float:
+    """Calls until caches and clocks are warm; returns the seconds of one call, above 0."""
     samples: list[float] = []
     while len(samples) < _WARM_UP_CALLS or (sum(samples) < _WARM_UP_S and len(samples) < 1000):
         samples.append(_timed(call, clock))
-    return max(1, min(MAX_CALLS_PER_BLOCK, round(BLOCK_S / max(percentile(samples, 50), 1e-9))))
+    return max(percentile(samples, 50), 1e-9)
 
 
 def _block(call: Call, num_calls: int, clock: Clock) -> tuple[float, ...]:

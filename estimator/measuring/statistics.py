@@ -1,4 +1,4 @@
-"""Medians, percentiles and the bootstrap interval of a median. Pure."""
+"""Means, percentiles and the bootstrap interval of a median. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["block_medians", "bootstrap_median", "percentile"]
+__all__ = ["block_means", "bootstrap_median", "percentile"]
 
 _NUM_RESAMPLES = 1000
 
@@ -24,9 +24,9 @@ def bootstrap_median(values: Sequence[float], *, seed: int, level: float = 0.95)
     return middle, min(float(low), middle), max(float(high), middle)
 
 
-def block_medians(blocks: Sequence[Sequence[float]]) -> list[float]:
-    """The median of each block."""
-    return [float(np.median(block)) for block in blocks]
+def block_means(blocks: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each block."""
+    return [sum(block) / len(block) for block in blocks]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

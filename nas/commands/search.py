@@ -97,10 +97,13 @@ def _search(store: Store, spec: StudySpec, record: StudyRecord | None, args: arg
     from nas.next_commands import command_line
     from nas.progress import ProgressView
     from nas.quality.task import data_fingerprint
+    from nas.report import check_report_path
     from nas.study import Study
 
     with ChildExecutor() as executor, terminated_as_interrupt():
         try:
+            if args.report is not None:
+                check_report_path(args.report)
             check_feasible(spec)
             fingerprint = executor.run(data_fingerprint, spec.quality)
             record = record or store.create_study(spec, args.name)

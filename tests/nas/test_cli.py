@@ -201,6 +201,7 @@ def test_exhausted_space_ends_the_search_and_says_so(capsys: pytest.CaptureFixtu
         (("--max-params", "10"), 2, "params"),
         (("--max-latency", "1ns"), 2, "latency"),
         (("--trials", "0"), 2, "trials"),
+        (("--report", "empty"), 2, "empty is not a file"),
         (("--threads", "0"), 2, "threads"),
         (("--weight-dtype", "fp16"), 2, "fp32"),
         (("--prompt-length", "0"), 2, "prompt_length"),
