@@ -22,10 +22,10 @@ import onnxruntime
 import psutil
 
 from estimator.config import TransformerConfig
-from estimator.errors import EstimatorError
-from estimator.measuring.protocol import Blocks, measure_paired, measure_quiet
+from estimator.errors import EstimatorError, InputError
+from estimator.measuring.protocol import measure_paired, measure_quiet
 from estimator.measuring.records import MeasurementPlan
-from estimator.measuring.yardstick import YARDSTICK_BY_PHASE, yardstick_input, yardstick_model
+from estimator.measuring.yardstick import YARDSTICKS, choose_yardstick, is_parallel, yardstick_input, yardstick_model
 from estimator.onnx_builder import read_config
 from estimator.ort_session import make_inputs, open_session, past_names
 from estimator.workload import Workload
@@ -33,7 +33,7 @@ from estimator.workload import Workload
 __all__ = ["main"]
 
 _CALIBRATION_S = 0.6
-_CALIBRATION_ATTEMPTS = 3
+_SHARE_S = 0.05
 # Others may use so much of the machine's cores while the yardsticks are calibrated: with half of two cores busy the
 # fast end of the calls is still undisturbed, with all of them it is not.
 _QUIET_SHARE = 0.25
@@ -64,8 +64,8 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     plan, workload = MeasurementPlan(**request["plan"]), Workload(**request["workload"])
     _pin(num_threads)
     config = read_config(path)  # onnx is loaded, and its copy of the file freed, before the baseline
-    calls = _phase_inputs(config, workload, plan.seed)
     baseline_bytes = _reset_peak()
+    calls = _phase_inputs(config, workload, plan.seed)  # the past key-values are part of what the model takes
     started = time.perf_counter()
     session = open_session(path, provider=provider, num_threads=num_threads, spinning=False)
     load_s = time.perf_counter() - started
@@ -76,28 +76,47 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     if "decode" in bound:
         bound["decode"]()
     peak_bytes = _peak_bytes() - baseline_bytes
-    yardsticks = {phase: _yardstick(YARDSTICK_BY_PHASE[phase], num_threads) for phase in YARDSTICK_BY_PHASE}
-    quiet = _calibrate(yardsticks) if request["calibrate"] else None
-    blocks = {phase: _paired(call, yardsticks[phase], plan) for phase, call in bound.items()}
+    yardsticks = {name: _yardstick(name, num_threads) for name in YARDSTICKS}
+    quiet = _calibrate(yardsticks, request["calibration_attempts"]) if request["calibration_attempts"] else None
+    parallel = {phase: is_parallel(_helper_share(call)) for phase, call in bound.items()}
+    chosen = {phase: choose_yardstick(phase, num_threads=num_threads, parallel=parallel[phase]) for phase in bound}
+    blocks = {
+        phase: measure_paired(
+            call,
+            yardsticks[chosen[phase]],
+            is_parallel=parallel[phase],
+            precision=plan.precision,
+            max_seconds=plan.max_seconds,
+            seed=plan.seed,
+        )
+        for phase, call in bound.items()
+    }
     return {
         "load_s": load_s,
         "first_inference_s": first_inference_s,
         "peak_memory_bytes": max(0, peak_bytes),
         "quiet": quiet,
+        "yardstick": chosen,
         "blocks": {phase: asdict(found) for phase, found in blocks.items()},
         "past_length": {phase: _past_length(inputs) for phase, inputs in calls.items()},
     }
 
 
-def _calibrate(yardsticks: dict[str, Callable[[], None]]) -> dict[str, Any]:
+def _helper_share(call: Callable[[], None]) -> float:
+    """The part of a call's CPU time that is spent by other threads than this one."""
+    started, process_s, thread_s = time.perf_counter(), time.process_time(), time.thread_time()
+    while time.perf_counter() - started < _SHARE_S:
+        call()
+    process_s, thread_s = time.process_time() - process_s, time.thread_time() - thread_s
+    return 1 - thread_s / process_s if process_s > 0 else 0.0
+
+
+def _calibrate(yardsticks: dict[str, Callable[[], None]], most_attempts: int) -> dict[str, Any]:
     """The yardsticks' quiet times, from the first attempt that others left alone, else the least of all attempts."""
     attempts = []
-    for _ in range(_CALIBRATION_ATTEMPTS):
+    for _ in range(most_attempts):
         started, others_s = time.perf_counter(), _others_cpu_s()
-        seconds = {
-            YARDSTICK_BY_PHASE[phase]: measure_quiet(call, min_seconds=_CALIBRATION_S)
-            for phase, call in yardsticks.items()
-        }
+        seconds = {name: measure_quiet(call, min_seconds=_CALIBRATION_S) for name, call in yardsticks.items()}
         cores_s = (time.perf_counter() - started) * (psutil.cpu_count() or 1)
         if (_others_cpu_s() - others_s) / cores_s <= _QUIET_SHARE:
             return {"seconds": seconds, "is_final": True}
@@ -114,15 +133,16 @@ def _others_cpu_s() -> float:
     return float(busy - own.user - own.system)
 
 
-def _paired(candidate: Callable[[], None], yardstick: Callable[[], None], plan: MeasurementPlan) -> Blocks:
-    return measure_paired(candidate, yardstick, precision=plan.precision, max_seconds=plan.max_seconds, seed=plan.seed)
-
-
 def _phase_inputs(config: TransformerConfig, workload: Workload, seed: int) -> dict[str, dict[str, Any]]:
     """Inputs by phase: the whole prompt, and for a decoder one token on a context of `context_length` tokens.
 
-    Learned positions end at `max_position_embeddings`; the context then ends one token earlier.
+    Learned positions end at `max_position_embeddings`; a context that fills them all ends one token earlier.
     """
+    if config.position_embedding == "learned" and workload.context_length > config.max_position_embeddings:
+        raise InputError(
+            f"prompt and generated tokens are {workload.context_length} together; the model has "
+            f"{config.max_position_embeddings} learned positions"
+        )
     batch = workload.batch_size
     phases = {"prefill": make_inputs(config, batch_size=batch, sequence_length=workload.prompt_length, seed=seed)}
     if config.is_causal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from estimator.errors import InputError, StorageFullError
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
 from estimator.measuring.runner import measure
 from estimator.memory import count_weight_bytes, estimate_memory
+from estimator.onnx_blocks import BUILD_DTYPES
 from estimator.ort_session import PROVIDERS, provider_name
 from estimator.workload import Workload
 
@@ -59,14 +61,18 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--generate", type=int, default=0, metavar="N", help="tokens generated before the measured one (%(default)s)"
     )
-    parser.add_argument("--weight-dtype", metavar="T", help="fp32 or int8 (fp32; an .onnx file has its own)")
+    parser.add_argument("--weight-dtype", choices=BUILD_DTYPES, help="(fp32; an .onnx file has its own)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (all physical cores)")
     parser.add_argument("--provider", default="cpu", help=f"{', '.join(PROVIDERS)} (%(default)s)")
     parser.add_argument(
         "--precision", type=float, default=plan.precision, help="stop when the interval is this narrow (%(default)s)"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=10.0, metavar="S", help="at most so long per phase (%(default)s)"
+        "--max-seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="stop then, after ten pairs of blocks at least (%(default)s)",
     )
     parser.add_argument(
         "--time-limit", type=float, default=plan.time_limit_s, metavar="S", help="give up after (%(default)s s)"
@@ -79,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     plan = MeasurementPlan(
         num_threads=args.threads, precision=args.precision, max_seconds=args.max_seconds, time_limit_s=args.time_limit
     )
-    provider_name(args.provider)  # refused before a model is built for it
+    # What is wrong is refused before a model is built for it.
+    provider_name(args.provider)
+    Workload(batch_size=args.batch_size, prompt_length=args.sequence_length, generated_length=args.generate)
     with tempfile.TemporaryDirectory(prefix="archfront-") as folder:
         subject = _subject(args, Path(folder))
         workload = Workload(
@@ -96,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write("\n")
     else:
         sys.stdout.write(_table(measurement, predicted))
-        _talk(f"next: estimator size {args.source} --explain")
+        if not args.source.endswith(".onnx"):
+            _talk(f"next: estimator size {shlex.quote(args.source)} --explain")
     return 0
 
 
@@ -155,7 +164,7 @@ def _table(measurement: Measurement, predicted_bytes: int) -> str:
     lines = [
         f"{device.cpu_model or device.architecture}, {device.num_threads} threads, "
         f"ONNX Runtime {device.onnxruntime_version} on {device.provider}",
-        f"{'':<10}{'normalised':>12}{'95 % interval':>24}{'raw median':>13}{'p90':>11}  verdict",
+        f"{'':<10}{'normalised':>12}{'95 % interval':>24}{'raw median':>14}{'p90':>14}  verdict",
         _line(measurement.prefill),
     ]
     if measurement.decode is not None:
@@ -173,7 +182,7 @@ def _line(phase: PhaseLatency) -> str:
     interval = f"[{phase.low_s * 1e3:.3f}, {phase.high_s * 1e3:.3f}] ms"
     return (
         f"{phase.phase:<10}{phase.normalised_s * 1e3:>9.3f} ms{interval:>24}"
-        f"{phase.raw_median_s * 1e3:>10.3f} ms{phase.p90_s * 1e3:>8.3f} ms  {phase.verdict}"
+        f"{phase.raw_median_s * 1e3:>11.3f} ms{phase.p90_s * 1e3:>11.3f} ms  {phase.verdict}"
     )
 
 

@@ -6,9 +6,10 @@ graph, the yardstick, and each candidate block is divided by the mean of the two
 machine did to both cancels. The median of these ratios, times what the yardstick takes on the quiet machine, is the
 latency; a bootstrap over the ratios gives its interval, and its width ends the measurement.
 
-A scheduler that shares a core takes it away for some milliseconds at a time. A long call is always hit and most short
-ones are not, so the median of single calls would say that the machine slowed down the one and not the other. Therefore
-blocks of both last about equally long, and a block counts by its mean.
+A scheduler that shares a core takes it away for some milliseconds at a time. Short calls on one thread are mostly
+spared, so their median is that of the undisturbed ones. A long call, or one whose threads wait for each other, is
+always hit: there the blocks of both last about equally long and count by their means, which hold an equal part of what
+was taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from estimator.measuring.statistics import block_means, bootstrap_median, percentile
+from estimator.measuring.statistics import block_means, block_medians, bootstrap_median, percentile
 
 __all__ = ["BUSY_CONTENTION", "NOISY_PRECISION", "Blocks", "PairedLatency", "judge", "measure_paired", "measure_quiet"]
 
@@ -27,6 +28,8 @@ __all__ = ["BUSY_CONTENTION", "NOISY_PRECISION", "Blocks", "PairedLatency", "jud
 BLOCK_S = 0.012
 # Many time slices: a yardstick block need not last longer, however long the candidate's call.
 MAX_YARDSTICK_BLOCK_S = 0.25
+# Well below a time slice (3 ms on Linux): most calls of this length on one thread run undisturbed.
+SHORT_CALL_S = 0.001
 MIN_PAIRS = 10
 MAX_CALLS_PER_BLOCK = 20
 _MIN_QUIET_CALLS = 100
@@ -45,18 +48,29 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """Seconds of single calls, by block. Every candidate block has a yardstick block on either side."""
+    """Seconds of single calls, by block. Every candidate block has a yardstick block on either side.
+
+    `is_parallel`: the candidate keeps several threads at work.
+    """
 
     candidate_s: tuple[tuple[float, ...], ...]
     yardstick_s: tuple[tuple[float, ...], ...]
+    is_parallel: bool
 
     @property
     def ratios(self) -> list[float]:
-        """Candidate block over the mean of the yardstick blocks around it, each block by its mean."""
-        candidate, yardstick = block_means(self.candidate_s), block_means(self.yardstick_s)
+        """Candidate block over the mean of the yardstick blocks around it, each block by its median or its mean."""
+        candidate, yardstick = self.values_s
         return [
             c / ((before + after) / 2) for c, before, after in zip(candidate, yardstick, yardstick[1:], strict=False)
         ]
+
+    @property
+    def values_s(self) -> tuple[list[float], list[float]]:
+        """What the blocks of each count by: their medians for short calls on one thread, else their means."""
+        fastest_s = min(min(block) for block in self.candidate_s)
+        of_block = block_means if self.is_parallel or fastest_s > SHORT_CALL_S else block_medians
+        return of_block(self.candidate_s), of_block(self.yardstick_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +90,7 @@ def measure_paired(
     candidate: Call,
     yardstick: Call,
     *,
+    is_parallel: bool,
     precision: float,
     max_seconds: float,
     seed: int,
@@ -93,7 +108,7 @@ def measure_paired(
         if not is_late and len(candidates) < next_check:
             continue
         next_check = math.ceil(_CHECK_GROWTH * len(candidates))
-        blocks = Blocks(candidate_s=tuple(candidates), yardstick_s=tuple(yardsticks))
+        blocks = Blocks(candidate_s=tuple(candidates), yardstick_s=tuple(yardsticks), is_parallel=is_parallel)
         if is_late or _reach(bootstrap_median(blocks.ratios, seed=seed)) <= precision:
             return blocks
 
@@ -120,7 +135,7 @@ def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
     """
     ratio, low, high = interval = bootstrap_median(blocks.ratios, seed=seed)
     raw = [sample for block in blocks.candidate_s for sample in block]
-    contention = percentile(block_means(blocks.yardstick_s), 50) / quiet_s
+    contention = percentile(blocks.values_s[1], 50) / quiet_s
     if _reach(interval) > NOISY_PRECISION:
         verdict = "noisy"
     else:

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from estimator.measuring.records import DeviceFingerprint
-from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
+from estimator.measuring.yardstick import YARDSTICKS
 from estimator.user_data import user_data_dir, write_text_atomically
 
 __all__ = ["QuietTimes", "keep_quiet_times", "known_quiet_times"]
@@ -34,7 +34,7 @@ def known_quiet_times(device: DeviceFingerprint) -> tuple[QuietTimes | None, str
     path = _path(device)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        seconds = {name: float(document["quiet_s"][name]) for name in YARDSTICK_BY_PHASE.values()}
+        seconds = {name: float(document["quiet_s"][name]) for name in YARDSTICKS}
         if all(math.isfinite(value) and value > 0 for value in seconds.values()):
             return QuietTimes(seconds=seconds, is_final=document["is_final"] is True), None
     except FileNotFoundError:

@@ -24,7 +24,7 @@ class MeasurementPlan:
 
     num_threads: threads of ONNX Runtime; None means all physical cores that this process may use.
     precision: stop when the 95 % interval reaches at most this fraction of the value to either side.
-    max_seconds: stop after so many seconds per phase, whatever the interval.
+    max_seconds: stop after so many seconds per phase, whatever the interval, but not before ten pairs of blocks.
     time_limit_s: the child process is ended after so many seconds in all.
     seed: of the random inputs and of the bootstrap.
 

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from estimator import errors
-from estimator.errors import CorruptFileError, MeasurementError
+from estimator.errors import CorruptFileError, InputError, MeasurementError
 from estimator.measuring.fingerprint import default_num_threads, host_fingerprint
 from estimator.measuring.protocol import Blocks, judge
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
-from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
 from estimator.workload import Workload
 
 __all__ = ["measure"]
@@ -41,10 +42,13 @@ def measure(
 
     Raises:
         CorruptFileError: the file is missing or is not one of ours.
-        InputError: the workload does not fit the model, or the provider is not there.
+        InputError: the workload does not fit the model, or the provider or so many cores are not there.
         MeasurementError: reason time_limit, out_of_memory or crash.
     """
     path, workload, plan = Path(path), workload or Workload(), plan or MeasurementPlan()
+    cores = psutil.cpu_count() or 1
+    if plan.num_threads is not None and plan.num_threads > cores:
+        raise InputError(f"num_threads {plan.num_threads} is more than the {cores} cores of this machine")
     sha256, file_bytes = _identify(path)
     device = host_fingerprint(provider=provider, num_threads=plan.num_threads)
     known, warning = known_quiet_times(device)
@@ -55,7 +59,7 @@ def measure(
         "num_threads": plan.num_threads or default_num_threads(),
         "plan": asdict(plan),
         "workload": asdict(workload),
-        "calibrate": known is None or not known.is_final,
+        "calibration_attempts": _calibration_attempts(known),
     }
     answer = _run_child(request, plan.time_limit_s)
     if answer["quiet"] is not None:
@@ -79,6 +83,13 @@ def measure(
         peak_memory_bytes=answer["peak_memory_bytes"],
         warnings=(*warnings, *(text for phase in phases.values() for text in _doubts(phase))),
     )
+
+
+def _calibration_attempts(known: QuietTimes | None) -> int:
+    """A machine that has no quiet times yet is worth waiting for; one that is always busy must not cost every trial."""
+    if known is None:
+        return 3
+    return 0 if known.is_final else 1
 
 
 def _identify(path: Path) -> tuple[str, int]:
@@ -162,10 +173,11 @@ def _death(code: int, talk: str) -> MeasurementError:
 def _phase(
     name: str, answer: dict[str, Any], quiet_s: dict[str, float], workload: Workload, plan: MeasurementPlan
 ) -> PhaseLatency:
-    yardstick, blocks = YARDSTICK_BY_PHASE[name], answer["blocks"][name]
+    yardstick, blocks = answer["yardstick"][name], answer["blocks"][name]
     found = Blocks(
         candidate_s=tuple(tuple(block) for block in blocks["candidate_s"]),
         yardstick_s=tuple(tuple(block) for block in blocks["yardstick_s"]),
+        is_parallel=blocks["is_parallel"],
     )
     latency = judge(found, quiet_s=quiet_s[yardstick], seed=plan.seed)
     return PhaseLatency(

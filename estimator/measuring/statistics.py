@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["block_means", "bootstrap_median", "percentile"]
+__all__ = ["block_means", "block_medians", "bootstrap_median", "percentile"]
 
 _NUM_RESAMPLES = 1000
 
@@ -27,6 +27,11 @@ def bootstrap_median(values: Sequence[float], *, seed: int, level: float = 0.95)
 def block_means(blocks: Sequence[Sequence[float]]) -> list[float]:
     """The mean of each block."""
     return [sum(block) / len(block) for block in blocks]
+
+
+def block_medians(blocks: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each block."""
+    return [float(np.median(block)) for block in blocks]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

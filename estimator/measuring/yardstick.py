@@ -1,10 +1,11 @@
 """The yardsticks: fixed graphs whose time says how fast the machine is at this moment.
 
-One per regime, because work that waits for memory or for dispatch slows down differently from arithmetic: `compute`
-multiplies matrices of 128 rows, as prefill does; `step` multiplies one row through many layers, as decode does, so
-narrow that ONNX Runtime keeps it on one thread, as it does with a small decode step: when both cores are busy, work on
-one thread hardly slows down and work on two does. Their sizes never change; a new size is a new name, because quiet
-times are kept by name.
+One per regime, because each slows down differently: `compute` multiplies matrices of 128 rows with all threads, as
+prefill does; `stream` multiplies one row by matrices too large for a core's cache with all threads, as a decode step of
+millions of parameters does; `step` multiplies one row through many layers so narrow that ONNX Runtime keeps them on one
+thread, as it does with a small decode step. When every core is busy, work on one thread hardly slows down, and work on
+several waits for the last of them. Their sizes never change; a new size is a new name, because quiet times are kept by
+name.
 """
 
 from __future__ import annotations
@@ -13,12 +14,33 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["YARDSTICK_BY_PHASE", "yardstick_input", "yardstick_model"]
+__all__ = ["YARDSTICKS", "choose_yardstick", "is_parallel", "yardstick_input", "yardstick_model"]
 
-YARDSTICK_BY_PHASE = {"prefill": "compute-2", "decode": "step-3"}
 # Rows of the input, width, number of layers.
-_SIZES = {"compute-2": (128, 256, 6), "step-3": (1, 96, 40)}
+_SIZES = {"compute-2": (128, 256, 6), "stream-1": (1, 1024, 4), "step-3": (1, 96, 40)}
+YARDSTICKS = tuple(_SIZES)
+# Small graphs leave at most a tenth of their CPU time to threads other than the caller's, large ones a quarter or more.
+_PARALLEL_SHARE = 0.2
 _OPSET = 17
+
+
+def is_parallel(helper_share: float) -> bool:
+    """True when a candidate keeps several threads at work.
+
+    `helper_share` is the part of its CPU time that threads other than the caller's spend; unlike its time on the clock
+    it does not depend on what else runs.
+    """
+    return helper_share >= _PARALLEL_SHARE
+
+
+def choose_yardstick(phase: str, *, num_threads: int, parallel: bool) -> str:
+    """The yardstick of a candidate's regime: prefill computes, decode streams weights, unless one thread does it all.
+
+    With one thread allowed, all decoding is measured by the step.
+    """
+    if not parallel and (num_threads > 1 or phase == "decode"):
+        return "step-3"
+    return "compute-2" if phase == "prefill" else "stream-1"
 
 
 def yardstick_model(name: str) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from estimator.measuring.protocol import MAX_CALLS_PER_BLOCK, MIN_PAIRS, Blocks, judge, measure_paired, measure_quiet
 from estimator.measuring.statistics import bootstrap_median
+from estimator.measuring.yardstick import choose_yardstick, is_parallel
 
 QUIET_S = 0.001
 
@@ -35,6 +36,7 @@ def run(clock: FakeClock, candidate_s: float, *, precision: float = 0.03, max_se
     return measure_paired(
         clock.work(candidate_s),
         clock.work(QUIET_S),
+        is_parallel=False,
         precision=precision,
         max_seconds=max_seconds,
         seed=0,
@@ -60,6 +62,58 @@ def test_drift_between_blocks_cancels() -> None:
     assert latency.normalised_s == pytest.approx(0.004, rel=0.02)
 
 
+class SharedCore:
+    """A clock on a core that a scheduler takes away after each time slice of 2 to 4 ms, for as long again."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._generator = np.random.default_rng(0)
+        self._left_s = self._slice()
+
+    def _slice(self) -> float:
+        return float(self._generator.uniform(0.002, 0.004))
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def work(self, duration_s: float) -> Callable[[], None]:
+        def call() -> None:
+            rest_s = duration_s
+            while rest_s >= self._left_s:
+                rest_s -= self._left_s
+                self.now_s += self._left_s + self._slice()
+                self._left_s = self._slice()
+            self._left_s -= rest_s
+            self.now_s += rest_s
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("candidate_s", "is_parallel"), [(0.00007, False), (0.0004, False), (0.002, True), (0.015, True), (0.15, True)]
+)
+def test_time_slices_of_others_cancel_for_short_and_long_calls(candidate_s: float, is_parallel: bool) -> None:
+    """Most short calls are spared and no long one is; neither looks slower than it is beside the other."""
+    core = SharedCore()
+    blocks = measure_paired(
+        core.work(candidate_s),
+        core.work(0.00031),
+        is_parallel=is_parallel,
+        precision=0.03,
+        max_seconds=3.0,
+        seed=0,
+        clock=core,
+    )
+    assert judge(blocks, quiet_s=0.00031, seed=0).normalised_s == pytest.approx(candidate_s, rel=0.1)
+
+
+def test_blocks_of_both_last_equally_long() -> None:
+    """A long call is weighed against as much time of the yardstick, but not against more than is of use."""
+    for candidate_s, yardstick_calls in ((0.004, 12), (0.04, 40), (5.0, 250)):
+        blocks = run(FakeClock(itertools.repeat(1.0)), candidate_s)
+        assert {len(block) for block in blocks.yardstick_s} == {yardstick_calls}
+
+
 def test_wide_interval_is_marked_noisy() -> None:
     """Work that hits the candidate at random and not the yardstick cannot be corrected, and is not hidden."""
     generator = np.random.default_rng(3)
@@ -68,7 +122,9 @@ def test_wide_interval_is_marked_noisy() -> None:
     def candidate() -> None:
         clock.now_s += 0.02 * float(generator.choice([1.0, 4.0]))
 
-    blocks = measure_paired(candidate, clock.work(QUIET_S), precision=0.03, max_seconds=0.5, seed=0, clock=clock)
+    blocks = measure_paired(
+        candidate, clock.work(QUIET_S), is_parallel=False, precision=0.03, max_seconds=0.5, seed=0, clock=clock
+    )
     assert judge(blocks, quiet_s=QUIET_S, seed=0).verdict == "noisy"
 
 
@@ -98,6 +154,24 @@ def test_quiet_time_is_the_fast_end_of_a_busy_minute() -> None:
     phases = itertools.cycle([1.0] * 100 + [2.0] * 500 + [1.6] * 400)
     clock = FakeClock(phases)
     assert measure_quiet(clock.work(QUIET_S), min_seconds=5.0, clock=clock) == pytest.approx(QUIET_S)
+
+
+@pytest.mark.parametrize(
+    ("phase", "num_threads", "helper_share", "yardstick"),
+    [
+        ("prefill", 2, 0.4, "compute-2"),
+        ("prefill", 2, 0.0, "step-3"),
+        ("prefill", 1, 0.0, "compute-2"),
+        ("decode", 2, 0.4, "stream-1"),
+        ("decode", 2, 0.05, "step-3"),
+        ("decode", 1, 0.0, "step-3"),
+    ],
+)
+def test_yardstick_works_as_the_candidate_does(
+    phase: str, num_threads: int, helper_share: float, yardstick: str
+) -> None:
+    """Prefill computes and decode streams; what one of several threads does alone is compared with such work."""
+    assert choose_yardstick(phase, num_threads=num_threads, parallel=is_parallel(helper_share)) == yardstick
 
 
 def test_bootstrap_interval_covers_the_true_median() -> None:
