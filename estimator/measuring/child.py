@@ -116,7 +116,7 @@ def _calibrate(yardsticks: dict[str, Callable[[], None]], most_attempts: int) ->
     attempts = []
     for _ in range(most_attempts):
         started, others_s = time.perf_counter(), _others_cpu_s()
-        seconds = {name: measure_quiet(call, min_seconds=_CALIBRATION_S) for name, call in yardsticks.items()}
+        seconds = measure_quiet(yardsticks, min_seconds=_CALIBRATION_S)
         cores_s = (time.perf_counter() - started) * (psutil.cpu_count() or 1)
         if (_others_cpu_s() - others_s) / cores_s <= _QUIET_SHARE:
             return {"seconds": seconds, "is_final": True}

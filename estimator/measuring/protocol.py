@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from estimator.measuring.statistics import block_means, block_medians, bootstrap_median, percentile
@@ -32,12 +32,11 @@ MAX_YARDSTICK_BLOCK_S = 0.25
 SHORT_CALL_S = 0.001
 MIN_PAIRS = 10
 MAX_CALLS_PER_BLOCK = 20
-_MIN_QUIET_CALLS = 100
 _WARM_UP_S = 0.05
 _WARM_UP_CALLS = 3
 # The interval is looked at whenever there are so many times more pairs; a bootstrap takes longer the more there are.
 _CHECK_GROWTH = 1.2
-# Above this yardstick ratio the machine was busy: a quiet one's mean lies a tenth above the fast end of its calls.
+# Above this yardstick ratio the machine was busy: a quiet one's mean lies up to a tenth above its fastest blocks.
 BUSY_CONTENTION = 1.25
 # An interval that reaches further than a tenth of the value decides nothing.
 NOISY_PRECISION = 0.10
@@ -113,18 +112,22 @@ def measure_paired(
             return blocks
 
 
-def measure_quiet(yardstick: Call, *, min_seconds: float, clock: Clock = time.perf_counter) -> float:
-    """Seconds of one call when nothing else runs: the fifth percentile of the calls of `min_seconds`.
+def measure_quiet(
+    yardsticks: Mapping[str, Call], *, min_seconds: float, clock: Clock = time.perf_counter
+) -> dict[str, float]:
+    """Seconds of one call of each yardstick when nothing else runs, found in `min_seconds` for each.
 
-    Other work can only make a call slower, so the fast end is the quiet machine; the fifth percentile rather than the
-    minimum keeps a few lucky calls from deciding.
+    The yardsticks take turns in blocks, so that each finds the caches as another graph has left them, as it does beside
+    a candidate. A block counts by its median; the quiet time is their tenth percentile, because other work can only
+    make a block slower, and the one fastest block may have been lucky.
     """
-    _warm_up(yardstick, clock)
+    num_calls = {name: max(1, round(BLOCK_S / _warm_up(call, clock))) for name, call in yardsticks.items()}
+    blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in yardsticks}
     started = clock()
-    samples: list[float] = []
-    while clock() - started < min_seconds or len(samples) < _MIN_QUIET_CALLS:
-        samples.append(_timed(yardstick, clock))
-    return percentile(samples, 5)
+    while clock() - started < min_seconds * len(yardsticks):
+        for name, call in yardsticks.items():
+            blocks[name].append(_block(call, num_calls[name], clock))
+    return {name: percentile(block_medians(found), 10) for name, found in blocks.items()}
 
 
 def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:

@@ -1,11 +1,11 @@
 """The yardsticks: fixed graphs whose time says how fast the machine is at this moment.
 
 One per regime, because each slows down differently: `compute` multiplies matrices of 128 rows with all threads, as
-prefill does; `stream` multiplies one row by matrices too large for a core's cache with all threads, as a decode step of
-millions of parameters does; `step` multiplies one row through many layers so narrow that ONNX Runtime keeps them on one
-thread, as it does with a small decode step. When every core is busy, work on one thread hardly slows down, and work on
-several waits for the last of them. Their sizes never change; a new size is a new name, because quiet times are kept by
-name.
+prefill does; `stream` multiplies one row by more matrices than a core's cache holds with all threads, as a decode step
+of millions of parameters does; `step` multiplies one row through many layers so narrow that ONNX Runtime keeps them on
+one thread, as it does with a small decode step. When every core is busy, work on one thread hardly slows down, and work
+on several waits for the last of them. Their sizes never change; a new size is a new name, because quiet times are kept
+by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 __all__ = ["YARDSTICKS", "choose_yardstick", "is_parallel", "yardstick_input", "yardstick_model"]
 
 # Rows of the input, width, number of layers.
-_SIZES = {"compute-2": (128, 256, 6), "stream-1": (1, 1024, 4), "step-3": (1, 96, 40)}
+_SIZES = {"compute-2": (128, 256, 6), "stream-2": (1, 512, 16), "step-3": (1, 96, 40)}
 YARDSTICKS = tuple(_SIZES)
 # Small graphs leave at most a tenth of their CPU time to threads other than the caller's, large ones a quarter or more.
 _PARALLEL_SHARE = 0.2
@@ -40,7 +40,7 @@ def choose_yardstick(phase: str, *, num_threads: int, parallel: bool) -> str:
     """
     if not parallel and (num_threads > 1 or phase == "decode"):
         return "step-3"
-    return "compute-2" if phase == "prefill" else "stream-1"
+    return "compute-2" if phase == "prefill" else "stream-2"
 
 
 def yardstick_model(name: str) -> bytes:
