@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,6 +44,7 @@ _SIZE_EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 answered, 1 failed, 2 wrong usage, 3 input not understood."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - closed by whoever started us
     parser = build_parser(with_measure=arguments[:1] == ["measure"])
     args = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -238,13 +240,14 @@ def _explanation(result: Estimate) -> str:
 
 
 def _next_step(args: argparse.Namespace, result: Estimate) -> str:
+    source, device = shlex.quote(args.source), shlex.quote(args.device or "")
     if result.device is None:
-        return f"estimator size {args.source} --device t4   (`estimator devices` lists the names)"
+        return f"estimator size {source} --device t4   (`estimator devices` lists the names)"
     if result.fits is False and result.workload.weight_dtype != "int4":
-        return f"estimator size {args.source} --device {args.device} --weight-dtype int4"
+        return f"estimator size {source} --device {device} --weight-dtype int4"
     if not args.explain:
-        return f"estimator size {args.source} --device {args.device} --explain"
-    return f"estimator measure {args.source}"
+        return f"estimator size {source} --device {device} --explain"
+    return f"estimator measure {source}"
 
 
 def _run_devices(args: argparse.Namespace) -> int:

@@ -227,7 +227,7 @@ def _check_other_types(config: TransformerConfig) -> None:
     types = config.type_vocab_size
     if not (_is_size(types) or (types == 0 and not isinstance(types, bool))):
         raise ConfigError(f"type_vocab_size must be an integer, 0 or more, not {show(types)}", field="type_vocab_size")
-    if config.rope_scaling is not None and not isinstance(config.rope_scaling, str):
+    if config.rope_scaling is not None and not _is_json_object(config.rope_scaling):
         raise ConfigError(
             "rope_scaling must be the JSON text of a Hugging Face rope_scaling table", field="rope_scaling"
         )
@@ -238,6 +238,13 @@ def _check_other_types(config: TransformerConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise ConfigError(f"{name} must be a positive number, not {show(value)}", field=name)
+
+
+def _is_json_object(value: object) -> bool:
+    try:
+        return isinstance(value, str) and isinstance(json.loads(value), dict)
+    except ValueError:
+        return False
 
 
 def _check_per_layer(config: TransformerConfig, name: str) -> None:

@@ -24,7 +24,7 @@ def inverse_frequencies(config: TransformerConfig) -> Frequencies:
     Source: RoFormer, arXiv:2104.09864, equation 15.
 
     Raises:
-        BuildError: the rope_scaling is of a type that cannot be built, or lacks a number.
+        BuildError: the rope_scaling is of a type that cannot be built, or a number of it is missing or impossible.
     """
     head_dim = config.resolved_head_dim
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -33,17 +33,21 @@ def inverse_frequencies(config: TransformerConfig) -> Frequencies:
         return frequencies
     table = json.loads(config.rope_scaling)
     kind = table.get("rope_type")
-    if kind not in _SCALINGS:
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise BuildError(f"rope_scaling of type {kind!r} cannot be built; these can: {', '.join(_SCALINGS)}")
-    try:
-        return _SCALINGS[kind](frequencies, table).astype(np.float32)
-    except KeyError as error:
-        raise BuildError(f"rope_scaling of type {kind!r} lacks {error}") from error
+    return _SCALINGS[kind](frequencies, table).astype(np.float32)
+
+
+def _number(table: Mapping[str, Any], name: str) -> float:
+    value = table.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise BuildError(f"{name} of rope_scaling must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _linear(frequencies: Frequencies, table: Mapping[str, Any]) -> Frequencies:
     """Every position is divided by the factor. Source: Position Interpolation, arXiv:2306.15595, equation 4."""
-    return frequencies / np.float32(table["factor"])
+    return frequencies / np.float32(_number(table, "factor"))
 
 
 def _llama3(frequencies: Frequencies, table: Mapping[str, Any]) -> Frequencies:
@@ -51,10 +55,12 @@ def _llama3(frequencies: Frequencies, table: Mapping[str, Any]) -> Frequencies:
 
     Source: Llama 3.1's reference code, `apply_scaling` of https://github.com/meta-llama/llama-models.
     """
-    low, high = table["low_freq_factor"], table["high_freq_factor"]
-    turns = np.float32(table["original_max_position_embeddings"]) * frequencies / np.float32(2 * math.pi)
+    low, high = _number(table, "low_freq_factor"), _number(table, "high_freq_factor")
+    if low >= high:
+        raise BuildError(f"low_freq_factor {low:g} of rope_scaling must be less than high_freq_factor {high:g}")
+    turns = np.float32(_number(table, "original_max_position_embeddings")) * frequencies / np.float32(2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    blended: Frequencies = kept * frequencies + (1 - kept) * frequencies / np.float32(table["factor"])
+    blended: Frequencies = kept * frequencies + (1 - kept) * frequencies / np.float32(_number(table, "factor"))
     return blended
 
 

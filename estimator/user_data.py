@@ -12,12 +12,20 @@ _FILE_MODE = 0o644  # temporary files are made for their owner alone; a report o
 
 
 def user_data_dir() -> Path:
-    """`$ARCHFRONT_DATA`, else `$XDG_DATA_HOME/archfront`, else `~/.local/share/archfront`; it may not exist yet."""
+    """`$ARCHFRONT_DATA`, else `$XDG_DATA_HOME/archfront`, else `~/.local/share/archfront`; it may not exist yet.
+
+    A user without a home has `archfront-<uid>` in the folder for temporary files.
+    """
     own = os.environ.get("ARCHFRONT_DATA")
     if own:
         return Path(own)
     shared = os.environ.get("XDG_DATA_HOME")
-    return (Path(shared) if shared else Path.home() / ".local" / "share") / "archfront"
+    if shared:
+        return Path(shared) / "archfront"
+    try:
+        return Path.home() / ".local" / "share" / "archfront"
+    except RuntimeError:  # a user without a name and a home, as containers have
+        return Path(tempfile.gettempdir()) / f"archfront-{os.getuid()}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from estimator.errors import InputError
 
-__all__ = ["DTYPE_BYTES", "FLOAT_DTYPES", "PHASES", "WEIGHT_DTYPES", "Workload"]
+__all__ = ["DTYPE_BYTES", "FLOAT_DTYPES", "WEIGHT_DTYPES", "Workload"]
 
-PHASES = ("prefill", "decode")
 FLOAT_DTYPES = ("fp32", "fp16", "bf16")
 WEIGHT_DTYPES = (*FLOAT_DTYPES, "int8", "int4")
 # Bytes per stored element, without scales (those are counted with the weights).

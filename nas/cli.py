@@ -29,6 +29,7 @@ exit codes: 0 answered, 1 ran but failed, 2 wrong usage, 3 input not understood,
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     _print_what_can_be_printed()
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - closed by whoever started us
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))

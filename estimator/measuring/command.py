@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=10.0,
         metavar="S",
-        help="stop then, after ten pairs of blocks at least (%(default)s)",
+        help="per phase, ten pairs of blocks at least (%(default)s)",
     )
     parser.add_argument(
         "--time-limit", type=float, default=plan.time_limit_s, metavar="S", help="give up after (%(default)s s)"

@@ -55,7 +55,9 @@ BOOKKEEPING = _words(
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss
-    tie_last_hidden_states unsloth_fixed unsloth_version
+    tie_last_hidden_states unsloth_fixed unsloth_version output_past _flash_attn_2_enabled
+    _attn_implementation_internal transformers.js_config model_max_length sentence_transformers neuron
+    export_model_type sbert_ce_default_activation_function
     """
 )
 # Fields that any config.json may carry and that change the network unless they have these values.
@@ -125,7 +127,7 @@ FAMILIES: Mapping[str, Family] = {
         facts=_LLAMA_FACTS,
         heads={"LlamaForCausalLM": "causal_lm", "LlamaModel": "none"},
         required={"sliding_window": (None,), "rope_interleaved": (False,)},
-        irrelevant=_words("attention_dropout pretraining_tp is_llama_config") | _ROPE,
+        irrelevant=_words("attention_dropout pretraining_tp is_llama_config max_sequence_length") | _ROPE,
         bias_fields=_ALL_BIASES,
     ),
     "mistral": Family(

@@ -80,7 +80,12 @@ def _add_workload_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--device", default="cpu", help=f"{' or '.join(DEVICES)}: ONNX Runtime on this machine (default: cpu)"
     )
-    work.add_argument("--threads", type=int, metavar="N", help="threads of training and inference (default: all cores)")
+    work.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of training and inference (default: all cores; one to train a small model)",
+    )
     work.add_argument("--batch-size", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
     work.add_argument("--prompt-length", type=int, default=128, metavar="N", help="tokens of the prompt (default: 128)")
     work.add_argument("--generate", type=int, default=0, metavar="N", help="tokens already generated (default: 0)")

@@ -38,6 +38,7 @@ __all__ = [
     "train_weights",
 ]
 
+_FEW_PARAMS = 2_000_000
 NUM_BYTES = 256
 MASK_TOKEN = 256
 IGNORED = -100  # the target of a token that is not predicted; PyTorch's own default
@@ -108,7 +109,7 @@ def train_weights(
     sequence_length = min(settings.sequence_length, config.max_position_embeddings)
     tokens_per_step = sequence_length * settings.batch_size
     batches = _batches(config, corpus, sequence_length, settings.batch_size, settings.seed)
-    with _repeatable(num_threads):
+    with _repeatable(num_threads or default_num_threads(config)):
         model = TransformerModel(config).train()
         model.load_state_dict({name: torch.from_numpy(w) for name, w in initial_weights(config, settings.seed).items()})
         optimizer = _optimizer(model)
@@ -142,6 +143,18 @@ def initial_weights(config: TransformerConfig, seed: int) -> dict[str, NDArray[n
             std = EMBEDDING_STD if name.startswith("embed_") else shape[1] ** -0.5
             weights[name] = generator.standard_normal(shape, dtype=np.float32) * np.float32(std)
     return weights
+
+
+def default_num_threads(config: TransformerConfig) -> int:
+    """Threads to train with: all cores for large models, one for small ones.
+
+    The products of a small model are too short to share: two threads gain nothing on a quiet machine, and on a busy
+    one they wait for each other at every step.
+    """
+    import torch
+
+    num_params = sum(math.prod(shape) for shape in weight_shapes(config).values())
+    return 1 if num_params < _FEW_PARAMS else torch.get_num_threads()
 
 
 def learning_rate_factor(fraction: float) -> float:
@@ -235,12 +248,12 @@ def _step(
 
 
 @contextlib.contextmanager
-def _repeatable(num_threads: int | None) -> Iterator[None]:
+def _repeatable(num_threads: int) -> Iterator[None]:
     """Deterministic algorithms and the thread count asked for, for the time of one training."""
     import torch
 
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(num_threads or before[0])
+    torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from estimator.config import TransformerConfig
 from estimator.errors import CorruptFileError, InputError, MeasurementError
 from estimator.measuring import Measurement, MeasurementPlan, host_fingerprint, measure
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
-from estimator.measuring.yardstick import YARDSTICK_BY_PHASE
+from estimator.measuring.yardstick import YARDSTICKS
 from estimator.onnx_builder import build_onnx
 from estimator.workload import Workload
 
@@ -33,7 +34,7 @@ DECODER = TransformerConfig(
 )
 PLAN = MeasurementPlan(num_threads=1, max_seconds=0.1, time_limit_s=120.0)
 WORKLOAD = Workload(prompt_length=16, generated_length=4)
-QUIET_S = dict.fromkeys(YARDSTICK_BY_PHASE.values(), 0.001)
+QUIET_S = dict.fromkeys(YARDSTICKS, 0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +108,22 @@ def test_learned_positions_end_the_context(tmp_path: Path) -> None:
     found = measure(path, Workload(prompt_length=24), plan=PLAN)
     assert found.decode is not None
     assert found.decode.past_length == 23
+
+
+def test_context_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:
+    """Another context than the one asked for is never measured in silence."""
+    config = replace(DECODER, position_embedding="learned")
+    path = build_onnx(config, path=tmp_path / "model.onnx").path
+    with pytest.raises(InputError, match="128 learned positions"):
+        measure(path, Workload(prompt_length=100, generated_length=29), plan=PLAN)
+
+
+def test_past_key_values_count_as_the_models_memory(decoder: Path) -> None:
+    """A context of 100,000 tokens takes its cache more than a short one: 51 MB in, and as much again out."""
+    short = measure(decoder, WORKLOAD, plan=PLAN)
+    long = measure(decoder, replace(WORKLOAD, generated_length=100_000), plan=PLAN)
+    cache_bytes = 2 * 2 * 100_000 * 2 * 8 * 4  # layers, key and value, tokens, heads, head size, fp32
+    assert long.peak_memory_bytes - short.peak_memory_bytes > 1.8 * cache_bytes
 
 
 @pytest.mark.usefixtures("no_children_left")

@@ -177,7 +177,10 @@ def test_llama3_frequencies_equal_those_of_transformers():
 
 @pytest.mark.parametrize(
     ("table", "words"),
-    [({"rope_type": "yarn", "factor": 2.0}, "'yarn'.*linear, llama3"), ({"rope_type": "linear"}, "lacks 'factor'")],
+    [
+        ({"rope_type": "yarn", "factor": 2.0}, "'yarn'.*linear, llama3"),
+        ({"rope_type": "linear"}, "factor of rope_scaling must be a positive number"),
+    ],
 )
 def test_unknown_rope_scaling_is_refused_by_name(small, table, words):
     """What cannot be built is named, with what can."""

@@ -396,3 +396,29 @@ def test_config_survives_json(random_configs):
     """Which is how the file keeps it."""
     for config in random_configs:
         assert TransformerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '{"rope_type":["x"]}',
+        '{"rope_type":"linear"}',
+        '{"rope_type":"linear","factor":"x"}',
+        '{"rope_type":"linear","factor":0}',
+        '{"rope_type":"linear","factor":-1}',
+        '{"factor":2,"high_freq_factor":1,"low_freq_factor":1,"original_max_position_embeddings":8,"rope_type":"llama3"}',
+    ],
+)
+def test_impossible_rope_scaling_is_refused(table, tmp_path):
+    """A graph that would divide by zero, or by a word, is not built."""
+    config = TransformerConfig(
+        vocab_size=8,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=8,
+        rope_scaling=table,
+    )
+    with pytest.raises(BuildError, match=r"rope_scaling"):
+        build_onnx(config, path=tmp_path / "model.onnx")
