@@ -23,6 +23,7 @@ import psutil
 
 from estimator.config import TransformerConfig
 from estimator.errors import EstimatorError, InputError
+from estimator.measuring.cores import choose_cores
 from estimator.measuring.protocol import measure_paired, measure_quiet
 from estimator.measuring.records import MeasurementPlan
 from estimator.measuring.yardstick import YARDSTICKS, choose_yardstick, is_parallel, yardstick_input, yardstick_model
@@ -183,12 +184,10 @@ def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
 
 
 def _pin(num_threads: int) -> None:
-    """Keeps this process on as many cores as it has threads, where the platform allows it."""
+    """Keeps this process on as many physical cores as it has threads, where the platform allows it."""
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):
-        cores = process.cpu_affinity()
-        if num_threads < len(cores):
-            process.cpu_affinity(cores[-num_threads:])  # the first cores serve most interrupts
+        process.cpu_affinity(choose_cores(num_threads))
 
 
 def _reset_peak() -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from estimator.measuring.cores import default_num_threads
 from estimator.measuring.records import DeviceFingerprint
 
-__all__ = ["available_cores", "default_num_threads", "host_fingerprint"]
+__all__ = ["host_fingerprint"]
 
 # Instruction sets that ONNX Runtime's CPU kernels choose by, as Linux names them.
 _INSTRUCTION_SETS = (
@@ -49,18 +50,6 @@ def host_fingerprint(*, provider: str = "cpu", num_threads: int | None = None) -
         num_threads=num_threads or default_num_threads(),
         accelerator=_gpu_name() if provider == "cuda" else None,
     )
-
-
-def available_cores() -> list[int]:
-    """Numbers of the logical cores that this process may run on; empty where the platform does not say."""
-    process = psutil.Process()
-    return list(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else []
-
-
-def default_num_threads() -> int:
-    """All physical cores, but no more than this process may run on."""
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return max(1, min(physical, len(available_cores()) or physical))
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,8 @@ import psutil
 
 from estimator import errors
 from estimator.errors import CorruptFileError, InputError, MeasurementError
-from estimator.measuring.fingerprint import default_num_threads, host_fingerprint
+from estimator.measuring.cores import default_num_threads
+from estimator.measuring.fingerprint import host_fingerprint
 from estimator.measuring.protocol import Blocks, judge
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
