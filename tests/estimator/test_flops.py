@@ -56,7 +56,7 @@ def test_flops_equal_pytorchs_counter(family, class_name, fields):
     if config.is_causal:
         with torch.no_grad():
             past = model(ids[:1], use_cache=True).past_key_values
-        step = _counted(torch, lambda: model(ids[:1, :1], past_key_values=past, use_cache=True))
+        step = _counted(torch, lambda: model(ids[:1, :1], cache=past, use_cache=True))
         assert flops.decode_flops_per_token == step
     else:
         assert flops.decode_flops_per_token is None
