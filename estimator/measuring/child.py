@@ -35,6 +35,7 @@ __all__ = ["main"]
 
 _CALIBRATION_S = 0.6
 _SHARE_S = 0.05
+_REST_S = 0.05
 # Others may use so much of the machine's cores while the yardsticks are calibrated: with half of two cores busy the
 # fast end of the calls is still undisturbed, with all of them it is not.
 _QUIET_SHARE = 0.25
@@ -68,7 +69,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     baseline_bytes = _reset_peak()
     calls = _phase_inputs(config, workload, plan.seed)  # the past key-values are part of what the model takes
     started = time.perf_counter()
-    session = open_session(path, provider=provider, num_threads=num_threads, spinning=False)
+    session = open_session(path, provider=provider, num_threads=num_threads, spin_between_runs=False)
     load_s = time.perf_counter() - started
     bound = {phase: _bind(session, inputs, provider) for phase, inputs in calls.items()}
     started = time.perf_counter()
@@ -104,7 +105,8 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _helper_share(call: Callable[[], None]) -> float:
-    """The part of a call's CPU time that is spent by other threads than this one."""
+    """The part of a call's CPU time that is spent by other threads than this one, once those have come to rest."""
+    time.sleep(_REST_S)
     started, process_s, thread_s = time.perf_counter(), time.process_time(), time.thread_time()
     while time.perf_counter() - started < _SHARE_S:
         call()
@@ -178,7 +180,7 @@ def _bind(session: onnxruntime.InferenceSession, inputs: dict[str, Any], provide
 def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(yardstick_model(name), options, providers=["CPUExecutionProvider"])
     return _bind(session, yardstick_input(name), "cpu")
 

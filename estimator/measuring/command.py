@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     # What is wrong is refused before a model is built for it.
     provider_name(args.provider)
     Workload(batch_size=args.batch_size, prompt_length=args.sequence_length, generated_length=args.generate)
-    with tempfile.TemporaryDirectory(prefix="archfront-") as folder:
+    with _tidy_end(), tempfile.TemporaryDirectory(prefix="archfront-") as folder:
         subject = _subject(args, Path(folder))
         workload = Workload(
             batch_size=args.batch_size,
@@ -107,6 +111,19 @@ def run(args: argparse.Namespace) -> int:
         if not args.source.endswith(".onnx"):
             _talk(f"next: estimator size {shlex.quote(args.source)} --explain")
     return 0
+
+
+@contextlib.contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Inside, SIGTERM ends the command as an exit does: no file and no process stays behind."""
+    if threading.current_thread() is not threading.main_thread():  # only there can Python set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _subject(args: argparse.Namespace, folder: Path) -> _Subject:

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 
 from estimator.measuring.statistics import block_means, block_medians, bootstrap_median, percentile
 
-__all__ = ["BUSY_CONTENTION", "NOISY_PRECISION", "Blocks", "PairedLatency", "judge", "measure_paired", "measure_quiet"]
+__all__ = [
+    "BUSY_CONTENTION",
+    "MOST_CONTENTION",
+    "NOISY_PRECISION",
+    "Blocks",
+    "PairedLatency",
+    "judge",
+    "measure_paired",
+    "measure_quiet",
+]
 
 # A candidate block lasts about so long: a few of the scheduler's time slices, far below the time scale on which the
 # load changes. A longer call is a block of its own.
@@ -38,6 +47,8 @@ _WARM_UP_CALLS = 3
 _CHECK_GROWTH = 1.2
 # Above this yardstick ratio the machine was busy: a quiet one's mean lies up to a tenth above its fastest blocks.
 BUSY_CONTENTION = 1.25
+# Above this one the two are no longer slowed alike: beside a busy process for every core, ratios lay up to 40 % off.
+MOST_CONTENTION = 2.0
 # An interval that reaches further than a tenth of the value decides nothing.
 NOISY_PRECISION = 0.10
 
@@ -133,13 +144,13 @@ def measure_quiet(
 def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
     """The latency with its interval and verdict.
 
-    noisy: the interval reaches further than 10 % of the value. corrected: the yardstick took over 1.25 times its quiet
-    time, so the raw median is not to be trusted, but the ratio is. quiet: neither.
+    noisy: the interval reaches further than 10 % of the value, or the yardstick took over twice its quiet time.
+    corrected: it took over 1.25 times that, so the raw median is not to be trusted, but the ratio is. quiet: neither.
     """
     ratio, low, high = interval = bootstrap_median(blocks.ratios, seed=seed)
     raw = [sample for block in blocks.candidate_s for sample in block]
     contention = percentile(blocks.values_s[1], 50) / quiet_s
-    if _reach(interval) > NOISY_PRECISION:
+    if _reach(interval) > NOISY_PRECISION or contention > MOST_CONTENTION:
         verdict = "noisy"
     else:
         verdict = "corrected" if contention > BUSY_CONTENTION else "quiet"

@@ -14,7 +14,7 @@ from estimator.workload import Workload
 __all__ = ["VERDICTS", "DeviceFingerprint", "Measurement", "MeasurementPlan", "PhaseLatency"]
 
 # quiet: the yardstick ran at its quiet speed. corrected: it was slower, but the paired ratio is known well.
-# noisy: the interval of the ratio stayed wide; do not decide anything by this number.
+# noisy: the interval of the ratio stayed wide, or the yardstick took over twice as long; decide nothing by this number.
 VERDICTS = ("quiet", "corrected", "noisy")
 
 

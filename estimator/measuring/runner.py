@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from estimator.measuring.fingerprint import host_fingerprint
 from estimator.measuring.protocol import Blocks, judge
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
+from estimator.ort_session import NO_TELEMETRY
 from estimator.workload import Workload
 
 __all__ = ["measure"]
@@ -106,7 +108,12 @@ def _run_child(request: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "estimator.measuring.child"]
     with tempfile.TemporaryFile() as talk:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=talk, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            start_new_session=True,
+            env=NO_TELEMETRY | os.environ,
         )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -196,7 +203,11 @@ def _phase(
 
 def _doubts(phase: PhaseLatency) -> list[str]:
     if phase.verdict == "noisy":
-        return [f"{phase.phase}: the interval stayed wide; measure again on a quieter machine"]
+        return [
+            f"{phase.phase}: noisy (the yardstick took {phase.contention:.2f} times its quiet time, the interval is "
+            f"{phase.low_s / phase.normalised_s - 1:+.0%} to {phase.high_s / phase.normalised_s - 1:+.0%}); "
+            "measure again on a quieter machine"
+        ]
     if phase.verdict == "corrected":
         return [f"{phase.phase}: the machine was busy (the yardstick took {phase.contention:.2f} times its quiet time)"]
     if phase.contention < 0.85:

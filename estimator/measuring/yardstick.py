@@ -4,8 +4,8 @@ One per regime, because each slows down differently: `compute` multiplies matric
 prefill does; `stream` multiplies one row by more matrices than a core's cache holds with all threads, as a decode step
 of millions of parameters does; `step` multiplies one row through many layers so narrow that ONNX Runtime keeps them on
 one thread, as it does with a small decode step. When every core is busy, work on one thread hardly slows down, and work
-on several waits for the last of them. Their sizes never change; a new size is a new name, because quiet times are kept
-by name.
+on several waits for the last of them. Sizes and session options never change; what is new gets a new name, because
+quiet times are kept by name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 __all__ = ["YARDSTICKS", "choose_yardstick", "is_parallel", "yardstick_input", "yardstick_model"]
 
 # Rows of the input, width, number of layers.
-_SIZES = {"compute-2": (128, 256, 6), "stream-2": (1, 512, 16), "step-3": (1, 96, 40)}
+_SIZES = {"compute-3": (128, 256, 6), "stream-3": (1, 512, 16), "step-4": (1, 96, 40)}
 YARDSTICKS = tuple(_SIZES)
-# Small graphs leave at most a tenth of their CPU time to threads other than the caller's, large ones a quarter or more.
+# Graphs that work on all threads leave the helpers a third of the CPU time or more, however busy the machine is; those
+# that share a product here and there less than a tenth on a quiet one.
 _PARALLEL_SHARE = 0.2
 _OPSET = 17
 
@@ -27,8 +28,8 @@ _OPSET = 17
 def is_parallel(helper_share: float) -> bool:
     """True when a candidate keeps several threads at work.
 
-    `helper_share` is the part of its CPU time that threads other than the caller's spend; unlike its time on the clock
-    it does not depend on what else runs.
+    `helper_share` is the part of its CPU time that threads other than the caller's spend. What else runs changes it far
+    less than the time on the clock.
     """
     return helper_share >= _PARALLEL_SHARE
 
@@ -39,8 +40,8 @@ def choose_yardstick(phase: str, *, num_threads: int, parallel: bool) -> str:
     With one thread allowed, all decoding is measured by the step.
     """
     if not parallel and (num_threads > 1 or phase == "decode"):
-        return "step-3"
-    return "compute-2" if phase == "prefill" else "stream-2"
+        return "step-4"
+    return "compute-3" if phase == "prefill" else "stream-3"
 
 
 def yardstick_model(name: str) -> bytes:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from estimator.cli import main
@@ -98,3 +103,19 @@ def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is not there ends with exit code 3."""
     assert main(["measure", "nowhere.onnx", *QUICK]) == 3
     assert "nowhere.onnx" in capsys.readouterr().err
+
+
+def test_terminated_command_leaves_nothing_behind(config_file: Path, tmp_path: Path) -> None:
+    """SIGTERM while it measures: the child is gone, and so is the model that was built for it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    command = [sys.executable, "-m", "estimator.cli", "measure", str(config_file), "--precision", "1e-9"]
+    running = subprocess.Popen([*command, "--max-seconds", "600"], env={**os.environ, "TMPDIR": str(folder)})
+    watched, children = psutil.Process(running.pid), []
+    while not children:
+        children = watched.children()
+    running.terminate()
+    assert running.wait() == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    assert list(folder.iterdir()) == []
