@@ -1,9 +1,9 @@
-"""How far does the latency of one file move between measurements, as the machine is and beside busy processes?
+"""How far does the latency of one file move between measurements, alone and beside other work?
 
-Measures decoders of three sizes several times as the machine is and several times beside two processes for every two
-cores, each busy on one thread: a matrix multiplication and a memory copy in a loop. For each size and phase: the busy
-median over the quiet one, and the spread (largest over smallest, minus 1), raw and normalised. A measurement that is
-marked noisy is counted, and stays in the figures.
+Measures decoders of three sizes several times as the machine is, beside processes that work in bursts, and beside
+processes that work without pause: two for every two cores, each on one thread, a matrix multiplication and a memory
+copy in a loop. For each size, phase and load: the median over the quiet median, raw and normalised, and the normalised
+value that lies farthest off. A measurement that is marked noisy is counted, and stays in the figures.
 
     python benchmarks/measurement_repeat.py [--repeats 6]
 """
@@ -32,10 +32,13 @@ from nas.space import SearchSpace
 
 PLAN = MeasurementPlan()
 RESULTS = Path(__file__).parent / "results"
-HOGS = (
-    "import numpy as np\nx = np.ones((256, 256), np.float32)\nwhile True: x @ x",
-    "import numpy as np\nx = np.ones(8_000_000)\nwhile True: x.copy()",
+WORK = (
+    "import numpy as np, time\nx = np.ones((256, 256), np.float32)\nwork = lambda: x @ x",
+    "import numpy as np, time\nx = np.ones(2_000_000)\nwork = lambda: x.copy()",
 )
+BURSTS = "\nwhile True:\n start = time.monotonic()\n while time.monotonic() - start < 0.02: work()\n time.sleep(0.08)"
+# What the others do after setting up their work, by load.
+LOADS = {"quiet": None, "bursts": BURSTS, "busy": "\nwhile True: work()"}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -48,11 +51,11 @@ def main() -> None:
         artifacts = {name: build_onnx(config, path=Path(folder) / f"{name}.onnx") for name, config in configs().items()}
         measure(artifacts["nano"].path)  # the first one on a machine also finds the yardsticks' quiet times
         for name, artifact in artifacts.items():
-            for load, context in (("quiet", contextlib.nullcontext()), ("busy", busy_machine())):
-                with context:
+            for load in LOADS:
+                with other_work(LOADS[load]):
                     found[name, load] = [measure(artifact.path, plan=PLAN) for _ in range(repeats)]
     rows = [
-        row(name, artifact.num_params, phase, found[name, "quiet"], found[name, "busy"])
+        row(name, artifact.num_params, phase, {load: found[name, load] for load in LOADS})
         for name, artifact in artifacts.items()
         for phase in ("prefill", "decode")
     ]
@@ -85,36 +88,33 @@ def decoder(hidden_size: int, num_hidden_layers: int) -> TransformerConfig:
 
 
 @contextlib.contextmanager
-def busy_machine() -> Iterator[None]:
-    pairs = max(1, (psutil.cpu_count() or 2) // 2)
+def other_work(loop: str | None) -> Iterator[None]:
+    pairs = 0 if loop is None else max(1, (psutil.cpu_count() or 2) // 2)
     environment = {**os.environ, **ONE_THREAD}
-    hogs = [subprocess.Popen([sys.executable, "-c", code], env=environment) for code in HOGS * pairs]
+    others = [subprocess.Popen([sys.executable, "-c", work + str(loop)], env=environment) for work in WORK * pairs]
     try:
         yield
     finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
+        for other in others:
+            other.kill()
+            other.wait()
 
 
-def row(name: str, num_params: int, phase: str, quiet: list[Measurement], busy: list[Measurement]) -> dict[str, Any]:
-    """The latencies of every measurement by load, and how they compare."""
-    latencies = {
-        "quiet": [getattr(measurement, phase) for measurement in quiet],
-        "busy": [getattr(measurement, phase) for measurement in busy],
-    }
+def row(name: str, num_params: int, phase: str, found: dict[str, list[Measurement]]) -> dict[str, Any]:
+    """The latencies of every measurement by load, and how they compare with the quiet median."""
+    latencies = {load: [getattr(measurement, phase) for measurement in found[load]] for load in found}
     result: dict[str, Any] = {"model": name, "num_params": num_params, "phase": phase}
     for field in ("raw_median_s", "normalised_s"):
-        values = {load: [getattr(latency, field) for latency in found] for load, found in latencies.items()}
+        values = {load: [getattr(latency, field) for latency in latencies[load]] for load in latencies}
         middle_s = statistics.median(values["quiet"])
-        ratios = [value / middle_s for value in values["busy"]]
-        result[field] = values | {
-            "busy_over_quiet": statistics.median(ratios),
-            "worst_busy_over_quiet": max(ratios, key=lambda ratio: abs(ratio - 1)),
-            "spread": {load: max(found) / min(found) - 1 for load, found in values.items()},
+        ratios = {load: [value / middle_s for value in values[load]] for load in values}
+        result[field] = {
+            "values": values,
+            "over_quiet": {load: statistics.median(ratios[load]) for load in ratios},
+            "worst_over_quiet": {load: max(ratios[load], key=lambda ratio: abs(ratio - 1)) for load in ratios},
         }
     for field in ("verdict", "contention", "yardstick"):
-        result[field] = {load: [getattr(latency, field) for latency in found] for load, found in latencies.items()}
+        result[field] = {load: [getattr(latency, field) for latency in latencies[load]] for load in latencies}
     return result
 
 
@@ -124,23 +124,23 @@ def as_page(rows: list[dict[str, Any]], repeats: int) -> str:
         f"`python benchmarks/measurement_repeat.py --repeats {repeats}` on {device.cpu_model}, "
         f"{device.num_threads} threads, ONNX Runtime {device.onnxruntime_version}, {device.system}.",
         "",
-        "| model | phase | quiet | spread, quiet: raw / normalised | busy over quiet: raw / normalised "
-        "| worst normalised | noisy when busy |",
-        "|---|---|---:|---:|---:|---:|---:|",
-        *(as_line(row) for row in rows),
+        "| model | phase | quiet, normalised | load | raw over quiet | normalised over quiet | farthest off | noisy |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
+        *(as_line(row, load) for row in rows for load in LOADS),
     ]
     return "\n".join(lines) + "\n"
 
 
-def as_line(row: dict[str, Any]) -> str:
-    raw, normal, verdicts = row["raw_median_s"], row["normalised_s"], row["verdict"]["busy"]
+def as_line(row: dict[str, Any], load: str) -> str:
+    raw, normalised, verdicts = row["raw_median_s"], row["normalised_s"], row["verdict"][load]
     cells = (
         f"{row['model']}, {row['num_params'] / 1e6:.2f} M",
         row["phase"],
-        f"{statistics.median(normal['quiet']) * 1e3:.3f} ms",
-        f"{raw['spread']['quiet']:.0%} / {normal['spread']['quiet']:.0%}",
-        f"{raw['busy_over_quiet']:.2f} / {normal['busy_over_quiet']:.2f}",
-        f"{normal['worst_busy_over_quiet']:.2f}",
+        f"{statistics.median(normalised['values']['quiet']) * 1e3:.3f} ms",
+        load,
+        f"{raw['over_quiet'][load]:.2f}",
+        f"{normalised['over_quiet'][load]:.2f}",
+        f"{normalised['worst_over_quiet'][load]:.2f}",
         f"{verdicts.count('noisy')} of {len(verdicts)}",
     )
     return f"| {' | '.join(cells)} |"
