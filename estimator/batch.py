@@ -17,17 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from estimator.config import PER_LAYER_FIELDS, Layer, TransformerConfig
 from estimator.errors import ConfigError, InputError
-from estimator.flops import layer_flops, output_flops
-from estimator.memory import (
-    layer_kv_elements,
-    layer_live_elements,
-    output_elements,
-    output_live_elements,
-    runtime_bytes,
-    weight_bytes,
-)
+from estimator.flops import block_flops
+from estimator.memory import block_live_elements, output_live_elements, runtime_bytes, weight_bytes
+from estimator.network import Block
 from estimator.sizing import estimate
-from estimator.weights import embedding_shapes, layer_shapes, output_shapes
+from estimator.weights import embedding_blocks, layer_blocks, output_blocks
 from estimator.workload import DTYPE_BYTES, Workload
 
 __all__ = ["BatchEstimate", "columns_from_configs", "estimate_batch"]
@@ -263,23 +257,32 @@ def _estimate_group(table: Columns, workload: Workload) -> dict[str, Ints]:
         owned = times & (table["weight_source_per_layer"] == np.arange(times.shape[1]))
 
     sums = _outside_layers(config, workload)
-    shapes = list(layer_shapes(wide, layer))
-    sums["params"] += _over(owned, sum(math.prod(shape) for _, shape in shapes))
-    sums["weights_bytes"] += _over(owned, sum(weight_bytes(name, shape, workload) for name, shape in shapes))
-    sums["prefill_flops"] += _over(times, sum(layer_flops(wide, layer, batch_size * length, length).values()))
+    blocks = list(layer_blocks(wide, layer))
+    weights = [weight for block in blocks for weight in block.weights]
+    sums["params"] += _over(owned, sum(math.prod(weight.shape) for weight in weights))
+    sums["weights_bytes"] += _over(owned, sum(weight_bytes(weight, workload) for weight in weights))
+    sums["prefill_flops"] += _over(times, _flops(blocks, batch_size * length, length))
     if config.is_causal:
         kept, keys = _kept(layer, workload.context_length), _kept(layer, workload.context_length + 1)
-        elements = batch_size * _over(times, layer_kv_elements(layer, kept))
+        cached = sum(block.attention.cached_elements for block in blocks if block.attention is not None)
+        elements = batch_size * _over(times, kept * cached)
         sums["kv_cache_bytes"] += elements * int(DTYPE_BYTES[workload.kv_cache_dtype])
-        sums["decode_flops_per_token"] += _over(times, sum(layer_flops(wide, layer, 1, keys).values()))
-    live = np.asarray(output_live_elements(config, length))
-    for moment in layer_live_elements(wide, layer, length, scores_stored=True):
+        sums["decode_flops_per_token"] += _over(times, _flops(blocks, 1, keys))
+    logits_width = cast(Any, config.vocab_size) if config.head in ("causal_lm", "masked_lm") else 0
+    live = np.asarray(output_live_elements(cast(Any, config.hidden_size), logits_width, length))
+    for part in ("attention", "feed_forward"):
+        moment = sum(block_live_elements(block, length, length, True) for block in blocks if block.part == part)
         live = live + np.max(runs * moment, axis=1)
     activation_bytes = batch_size * int(DTYPE_BYTES[workload.activation_dtype])
-    weights, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
-    runtime = runtime_bytes(weights, activation_bytes * output_elements(config, length) + kv_cache)
-    sums["total_bytes"] = weights + kv_cache + activation_bytes * live + runtime
+    weights_sum, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
+    result_width = logits_width if config.head in ("causal_lm", "masked_lm") else cast(Any, config.hidden_size)
+    runtime = runtime_bytes(weights_sum, activation_bytes * length * result_width + kv_cache)
+    sums["total_bytes"] = weights_sum + kv_cache + activation_bytes * live + runtime
     return sums
+
+
+def _flops(blocks: list[Block], num_rows: int, num_keys: int) -> Any:
+    return sum(sum(block_flops(block, num_rows, num_keys).values()) for block in blocks)
 
 
 def _over(times: NDArray[Any], per_layer: Any) -> Ints:
@@ -309,16 +312,23 @@ def _group_config(table: Columns) -> TransformerConfig:
 def _outside_layers(config: TransformerConfig, workload: Workload) -> dict[str, Ints]:
     """What embeddings and head add, as the start of the sums over layers."""
     zero = np.zeros(len(cast(Any, config.vocab_size)), np.int64)
-    shapes = [*embedding_shapes(config), *output_shapes(config)]
+    outputs = list(output_blocks(config))
+    weights = [w for block in (*embedding_blocks(config), *outputs) for w in block.weights if w.stored]
+
+    def head_flops(num_sequences: int, num_tokens: int) -> Any:
+        return sum(
+            _flops([block], num_sequences * (num_tokens if block.positions is None else 1), 0) for block in outputs
+        )
+
     return {
-        "params": zero + sum(math.prod(shape) for _, shape in shapes),
-        "weights_bytes": zero + sum(weight_bytes(name, shape, workload) for name, shape in shapes),
+        "params": zero + sum(math.prod(weight.shape) for weight in weights),
+        "weights_bytes": zero + sum(weight_bytes(weight, workload) for weight in weights),
         "kv_cache_bytes": zero + 0,
-        "prefill_flops": zero + output_flops(config, workload.batch_size, workload.prompt_length),
-        "decode_flops_per_token": zero + (output_flops(config, 1, 1) if config.is_causal else 0),
+        "prefill_flops": zero + head_flops(workload.batch_size, workload.prompt_length),
+        "decode_flops_per_token": zero + (head_flops(1, 1) if config.is_causal else 0),
     }
 
 
 def _kept(layer: Layer, num_tokens: int) -> int:
-    """`flops.kept_tokens` for a column of windows."""
+    """`Attention.kept_tokens` for a column of windows."""
     return cast(int, np.minimum(num_tokens, cast(int, layer.sliding_window)))

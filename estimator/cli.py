@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shlex
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from estimator.devices import Device, get_device, load_devices
+from estimator import devices_command
+from estimator.display import print_json, shorten
 from estimator.errors import EstimatorError
 from estimator.figures import Figure
 from estimator.readers.source import ModelSource, bundled_models, read_source
@@ -77,7 +77,7 @@ def build_parser(*, with_measure: bool) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_size(commands)
-    _add_devices(commands)
+    devices_command.add_parser(commands)
     if with_measure:
         from estimator.measuring.command import add_parser, run
 
@@ -119,13 +119,6 @@ def _add_size(commands: Any) -> None:
     parser.set_defaults(run=_run_size)
 
 
-def _add_devices(commands: Any) -> None:
-    parser = commands.add_parser("devices", help="the table of devices, or one with its sources")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show one device with all sources")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.set_defaults(run=_run_devices)
-
-
 def _count(least: int) -> Any:
     """An argparse type: an integer of at least `least`."""
 
@@ -150,7 +143,7 @@ def _run_size(args: argparse.Namespace) -> int:
         device=args.device,
     )
     if args.json:
-        _print_json(size_document(result, source) | (_derivations(result) if args.explain else {}))
+        print_json(size_document(result, source) | (_derivations(result) if args.explain else {}))
         return 0
     print(_size_table(result, source))
     if args.explain:
@@ -166,11 +159,10 @@ def _derivations(result: Estimate) -> dict[str, Any]:
 
 
 def _size_table(result: Estimate, source: ModelSource) -> str:
-    config, workload, memory, compute = result.config, result.workload, result.memory, result.compute
+    workload, memory, compute = result.workload, result.memory, result.compute
     named = f" ({source.hf_class})" if source.hf_class else ""
     lines = [
-        f"{source.name}: {config.architecture}, {config.num_hidden_layers} layers, hidden size {config.hidden_size:,}, "
-        f"{config.num_attention_heads} heads{named}",
+        f"{source.name}: {_shape(result)}{named}",
         f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,}",
         f"weights {workload.weight_dtype}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
         "",
@@ -189,12 +181,17 @@ def _size_table(result: Estimate, source: ModelSource) -> str:
     return "\n".join(lines)
 
 
+def _shape(result: Estimate) -> str:
+    stacks = (f"{len(stack.layers)} {stack.name} layers of {stack.hidden_size:,}" for stack in result.network.stacks)
+    return f"{result.network.architecture}, {', '.join(stacks)}"
+
+
 def _latency_lines(result: Estimate) -> list[str]:
     if result.latency is None or result.device is None:
         return []
     answer = {True: "yes", False: "no", None: "not known"}[result.fits]
     capacity = result.device.memory_bytes
-    of = "" if capacity is None else f", {result.memory.total_bytes / capacity:.0%} of {_short(capacity, 'B')}"
+    of = "" if capacity is None else f", {result.memory.total_bytes / capacity:.0%} of {shorten(capacity, 'B')}"
     return [
         "",
         f"on {result.device.label}",
@@ -207,25 +204,14 @@ def _latency_lines(result: Estimate) -> list[str]:
 def _bound(label: str, figure: Figure | None, limit: str | None) -> str:
     if figure is None or figure.low is None or figure.high is None:
         return f"{label:<20} -"
-    span = f"at least {_short(figure.low, 's')}, measured runs took up to {_short(figure.high, 's')}"
+    span = f"at least {shorten(figure.low, 's')}, measured runs took up to {shorten(figure.high, 's')}"
     return f"{label:<20} {span}   {figure.origin}, {limit} binds"
 
 
 def _row(label: str, value: int | None, unit: str, origin: str) -> str:
     if value is None:
         return f"{label:<20} {'-':>12}"
-    return f"{label:<20} {_short(value, unit):>12} {value:>24,}   {origin}"
-
-
-def _short(value: float, unit: str) -> str:
-    """Three or four digits with a decimal prefix: 1.235 G."""
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")):
-        if value >= factor:
-            return f"{value / factor:.4g} {prefix}{unit}".rstrip()
-    for factor, prefix in ((1e-3, "m"), (1e-6, "µ")):
-        if value >= factor:
-            return f"{value / factor:.4g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
+    return f"{label:<20} {shorten(value, unit):>12} {value:>24,}   {origin}"
 
 
 def _explanation(result: Estimate) -> str:
@@ -248,58 +234,6 @@ def _next_step(args: argparse.Namespace, result: Estimate) -> str:
     if not args.explain:
         return f"estimator size {source} --device {device} --explain"
     return f"estimator measure {source}"
-
-
-def _run_devices(args: argparse.Namespace) -> int:
-    if args.name is not None:
-        device = get_device(args.name)
-        if args.json:
-            _print_json(device.to_dict())
-        else:
-            print(_device_page(device))
-        return 0
-    devices = load_devices().values()
-    if args.json:
-        _print_json({"devices": [device.to_dict() for device in devices]})
-        return 0
-    print(_device_line("name", "memory", "bandwidth", "fp32", "fp16", "int8", "power", "device"))
-    for device in devices:
-        rates = [_known(device.peak_flops_per_s.get(dtype), "FLOP/s") for dtype in ("fp32", "fp16", "int8")]
-        memory, bandwidth = _known(device.memory_bytes, "B"), _known(device.memory_bandwidth_bytes_per_s, "B/s")
-        print(_device_line(device.name, memory, bandwidth, *rates, _known(device.tdp_w, "W"), device.label))
-    print("\nnext: estimator devices NAME   (every number with its source and date)", file=sys.stderr)
-    return 0
-
-
-def _device_line(name: str, *cells: str) -> str:
-    *numbers, label = cells
-    return f"{name:<18}" + "".join(f"{cell:>14}" for cell in numbers) + f"  {label}"
-
-
-def _known(value: float | None, unit: str) -> str:
-    return "-" if value is None else _short(value, unit)
-
-
-def _device_page(device: Device) -> str:
-    lines = [f"{device.name}: {device.label} ({device.kind})"]
-    numbers = {
-        "memory_bytes": _known(device.memory_bytes, "B"),
-        "memory_bandwidth_bytes_per_s": _known(device.memory_bandwidth_bytes_per_s, "B/s"),
-        "peak_flops_per_s": ", ".join(f"{t} {_short(rate, 'FLOP/s')}" for t, rate in device.peak_flops_per_s.items()),
-        "tdp_w": _known(device.tdp_w, "W"),
-        "price_usd": _known(device.price_usd, "USD"),
-    }
-    for name, shown in numbers.items():
-        source = device.sources.get(name)
-        lines.append(f"  {name:<30} {shown or '-'}")
-        lines.append(f"  {'':<30} " + (f"{source.title}, {source.date}, {source.url}" if source else "not published"))
-    if device.note:
-        lines.append(f"  note: {device.note}")
-    return "\n".join(lines)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def _one_line(error: Exception) -> str:

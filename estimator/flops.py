@@ -1,19 +1,33 @@
-"""How many floating-point operations a config needs, by operator.
+"""How many floating-point operations a model needs, by operator.
 
-1 multiply-add = 2 FLOPs. What counts is what PyTorch's FlopCounterMode counts: the matrix products. The tables and the
-reasons stand in docs/formulas.md.
+1 multiply-add = 2 FLOPs. What counts is what PyTorch's FlopCounterMode counts: matrix products and convolutions. The
+tables and the reasons stand in docs/formulas.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from estimator.config import Layer, TransformerConfig
-from estimator.weights import layer_shapes
+from estimator.config import TransformerConfig
+from estimator.network import Block, Network, Weight
+from estimator.phases import BlockRun, decode_runs, prefill_runs
+from estimator.weights import network_of
 from estimator.workload import Workload
 
-__all__ = ["OPERATORS", "FlopCount", "count_flops", "kept_tokens", "layer_flops", "matmul_flops", "output_flops"]
+__all__ = [
+    "OPERATORS",
+    "FlopCount",
+    "block_flops",
+    "causal_discount_flops",
+    "count_flops",
+    "matmul_flops",
+    "operator_of",
+]
 
+# Every model has these in its breakdown, if only as 0. Others are named after their part of the model.
 OPERATORS = (
     "qkv_projection",
     "attention_scores",
@@ -28,39 +42,40 @@ OPERATORS = (
 class FlopCount:
     """FLOPs of one prefill of the whole batch, and of one more token of one sequence.
 
-    The decode figures are None for an encoder, which generates nothing.
+    `prefill_causal_flops` leaves out the products that a causal mask makes useless: attention over L*(L+1)/2 pairs of
+    tokens instead of L*L, or over those within the window. It equals `prefill_flops` for an encoder. The decode figures
+    are None for an encoder, which generates nothing.
     """
 
     prefill_flops: int
+    prefill_causal_flops: int
     decode_flops_per_token: int | None
     prefill_by_operator: dict[str, int]
     decode_by_operator: dict[str, int] | None
 
 
-def count_flops(config: TransformerConfig, workload: Workload) -> FlopCount:
-    """FLOPs of prefill (B sequences of L tokens) and of decode (one token on a context of `context_length` tokens).
+def count_flops(model: TransformerConfig | Network, workload: Workload) -> FlopCount:
+    """FLOPs of prefill (B sequences of L tokens) and of decode (one token on a full cache).
 
     Prefill attends from all L tokens to all L tokens, decode from 1 token to C + 1, or to the window where that is
-    shorter, because the cache keeps no more.
+    shorter, because the cache keeps no more. An encoder-decoder's prefill is the encoder over L tokens and the decoder
+    over its first one.
 
     Ignores: causal and window masks (prefill computes the full square, as FlopCounterMode counts it), softmax, norms,
         activations, rotary positions, embedding lookups, bias additions.
     Source: torch.utils.flop_counter, PyTorch 2.13; equal to it on the meta device (tests/estimator/test_flops.py).
     """
-    length = workload.prompt_length
-    prefill = _stack_flops(config, workload.batch_size, length, tuple(length for _ in config.layers))
-    if not config.is_causal:
-        return FlopCount(
-            prefill_flops=sum(prefill.values()),
-            decode_flops_per_token=None,
-            prefill_by_operator=prefill,
-            decode_by_operator=None,
-        )
-    keys = tuple(kept_tokens(layer, workload.context_length + 1) for layer in config.layers)
-    decode = _stack_flops(config, 1, 1, keys)
+    network = network_of(model)
+    runs = list(prefill_runs(network, workload))
+    prefill = _by_operator(runs)
+    total = sum(prefill.values())
+    decode = None
+    if network.is_causal:
+        decode = _by_operator(decode_runs(network, dataclasses.replace(workload, batch_size=1)))
     return FlopCount(
-        prefill_flops=sum(prefill.values()),
-        decode_flops_per_token=sum(decode.values()),
+        prefill_flops=total,
+        prefill_causal_flops=total - sum(causal_discount_flops(run) for run in runs),
+        decode_flops_per_token=None if decode is None else sum(decode.values()),
         prefill_by_operator=prefill,
         decode_by_operator=decode,
     )
@@ -71,48 +86,45 @@ def matmul_flops(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
 
 
-def kept_tokens(layer: Layer, num_tokens: int) -> int:
-    """How many of the last `num_tokens` tokens the layer attends to, and keeps in its cache."""
-    return num_tokens if layer.sliding_window is None else min(num_tokens, layer.sliding_window)
-
-
-def layer_flops(config: TransformerConfig, layer: Layer, num_tokens: int, num_keys: int) -> dict[str, int]:
-    """FLOPs of one layer for `num_tokens` tokens that attend to `num_keys` keys each."""
-    flops = dict.fromkeys(OPERATORS, 0)
-    for name, shape in layer_shapes(config, layer):
-        if len(shape) == 2:
-            operator = _operator_of(name)
-            flops[operator] = flops[operator] + matmul_flops(num_tokens, shape[1], shape[0])
-    flops["attention_scores"] = matmul_flops(num_tokens, layer.query_size, num_keys)
-    flops["attention_values"] = matmul_flops(num_tokens, num_keys, layer.query_size)
+def block_flops(block: Block, num_rows: int, num_keys: int) -> dict[str, int]:
+    """FLOPs of one block by operator, for `num_rows` rows that attend to `num_keys` keys each."""
+    flops: dict[str, int] = {}
+    for weight in block.weights:
+        if weight.role in ("linear", "convolution"):
+            operator = operator_of(block, weight)
+            products = matmul_flops(num_rows, math.prod(weight.shape[1:]), weight.shape[0])
+            flops[operator] = flops.get(operator, 0) + weight.active_copies * products
+    if block.attention is not None:
+        heads = block.attention.num_attention_heads
+        flops["attention_scores"] = matmul_flops(num_rows, heads * block.attention.key_head_dim, num_keys)
+        flops["attention_values"] = matmul_flops(num_rows, num_keys, heads * block.attention.value_head_dim)
+    if block.recurrence is not None:
+        flops[block.part] = flops.get(block.part, 0) + num_rows * block.recurrence.token_flops
     return flops
 
 
-def output_flops(config: TransformerConfig, num_sequences: int, num_tokens: int) -> int:
-    """FLOPs of the head: the logits of every token, or the pooler on the first token of every sequence."""
-    hidden = config.hidden_size
-    if config.head == "pooler":
-        return matmul_flops(num_sequences, hidden, hidden)
-    if config.head == "none":
+def causal_discount_flops(run: BlockRun) -> int:
+    """FLOPs of attention in prefill between pairs of tokens that a causal mask or a window separates."""
+    attention = run.block.attention
+    if attention is None or attention.is_cross or not run.stack.is_causal:
         return 0
-    logits = matmul_flops(num_sequences * num_tokens, hidden, config.vocab_size)
-    if config.head == "masked_lm":
-        return logits + matmul_flops(num_sequences * num_tokens, hidden, hidden)
-    return logits
+    tokens = run.num_rows // run.num_sequences
+    kept = attention.kept_tokens(tokens)
+    pairs = kept * (kept + 1) // 2 + (tokens - kept) * kept
+    width = attention.num_attention_heads * (attention.key_head_dim + attention.value_head_dim)
+    return run.num_sequences * matmul_flops(tokens * tokens - pairs, width, 1)
 
 
-def _stack_flops(
-    config: TransformerConfig, num_sequences: int, num_tokens: int, keys_per_layer: tuple[int, ...]
-) -> dict[str, int]:
+def operator_of(block: Block, weight: Weight) -> str:
+    """The operator that a matrix belongs to: the two projections of attention, else the part of the model."""
+    if block.part != "attention":
+        return block.part
+    return "output_projection" if weight.name.startswith("o_proj") else "qkv_projection"
+
+
+def _by_operator(runs: Iterable[BlockRun]) -> dict[str, int]:
     total = dict.fromkeys(OPERATORS, 0)
-    for layer, num_keys in zip(config.layers, keys_per_layer, strict=True):
-        for operator, flops in layer_flops(config, layer, num_sequences * num_tokens, num_keys).items():
-            total[operator] += flops
-    total["head"] = output_flops(config, num_sequences, num_tokens)
+    for run in runs:
+        for operator, flops in block_flops(run.block, run.num_rows, run.num_keys).items():
+            total[operator] = total.get(operator, 0) + flops
     return total
-
-
-def _operator_of(name: str) -> str:
-    if ".mlp." in name:
-        return "feed_forward"
-    return "output_projection" if name.endswith(".o_proj.weight") else "qkv_projection"

@@ -1,14 +1,15 @@
-"""How many bytes a config needs: weights, KV cache, activations, runtime. Formulas in docs/formulas.md."""
+"""How many bytes a model needs: weights, KV cache, state, activations, runtime. Formulas in docs/formulas.md."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from estimator.config import Layer, TransformerConfig
+from estimator.config import TransformerConfig
 from estimator.devices import Device
-from estimator.flops import kept_tokens
-from estimator.weights import is_linear, weight_shapes
+from estimator.network import Block, Network, Stack, Weight, stored_weights
+from estimator.phases import cached_tokens, running_stacks, source_tokens, stack_rows
+from estimator.weights import network_of
 from estimator.workload import DTYPE_BYTES, Workload
 
 __all__ = [
@@ -16,12 +17,11 @@ __all__ = [
     "RUNTIME_BASE_BYTES",
     "RUNTIME_WEIGHTS_PERCENT",
     "MemoryEstimate",
+    "block_live_elements",
     "count_kv_cache_bytes",
-    "count_read_bytes",
+    "count_state_bytes",
     "count_weight_bytes",
     "estimate_memory",
-    "layer_kv_elements",
-    "layer_live_elements",
     "output_elements",
     "output_live_elements",
     "runtime_bytes",
@@ -53,104 +53,109 @@ class MemoryEstimate:
     total_bytes: int
 
 
-def estimate_memory(config: TransformerConfig, workload: Workload, device: Device | None = None) -> MemoryEstimate:
+def estimate_memory(
+    model: TransformerConfig | Network, workload: Workload, device: Device | None = None
+) -> MemoryEstimate:
     """Bytes of each kind at the end of the request, when the cache is full, with the activations of prefill.
 
     Without a device the runtime is ONNX Runtime on a CPU. A GPU runs attention without storing the scores.
     """
+    network = network_of(model)
     on_cpu = device is None or device.kind == "cpu"
     activation_bytes = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
-    weights = count_weight_bytes(config, workload)
-    kv_cache = count_kv_cache_bytes(config, workload, workload.context_length)
-    activations = activation_bytes * _activation_elements(config, workload.prompt_length, on_cpu)
-    outputs = activation_bytes * output_elements(config, workload.prompt_length) + kv_cache
+    weights = count_weight_bytes(network, workload)
+    kv_cache = count_kv_cache_bytes(network, workload)
+    state = count_state_bytes(network, workload)
+    activations = activation_bytes * _activation_elements(network, workload, on_cpu)
+    rows = stack_rows(network, network.main, workload)
+    outputs = activation_bytes * output_elements(network, rows) + kv_cache
     runtime = runtime_bytes(weights, outputs) if on_cpu else None
     return MemoryEstimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
-        state_bytes=0,  # recurrent layers would hold some; no config that can be described has them
+        state_bytes=state,
         activations_bytes=activations,
         runtime_bytes=runtime,
-        total_bytes=weights + kv_cache + activations + (runtime or 0),
+        total_bytes=weights + kv_cache + state + activations + (runtime or 0),
     )
 
 
-def count_weight_bytes(config: TransformerConfig, workload: Workload) -> int:
+def count_weight_bytes(model: TransformerConfig | Network, workload: Workload) -> int:
     """Bytes of all stored weights in the workload's weight type."""
-    return sum(weight_bytes(name, shape, workload) for name, shape in weight_shapes(config).items())
+    return sum(weight_bytes(weight, workload) for _, _, weight in stored_weights(network_of(model)))
 
 
-def count_read_bytes(config: TransformerConfig, workload: Workload) -> int:
-    """Bytes of the weights that a forward pass reads in full: all but the tables in which it looks up single rows.
-
-    A tied token table is read in full by the head.
-    """
-    head_reads_table = config.tie_word_embeddings and config.head in ("causal_lm", "masked_lm")
-    return sum(
-        weight_bytes(name, shape, workload)
-        for name, shape in weight_shapes(config).items()
-        if name not in ("embed_positions.weight", "embed_token_types.weight")
-        and (name != "embed_tokens.weight" or head_reads_table)
-    )
-
-
-def weight_bytes(name: str, shape: tuple[int, ...], workload: Workload) -> int:
-    """Bytes of one weight with its scales.
+def weight_bytes(weight: Weight, workload: Workload) -> int:
+    """Bytes of one weight, all its copies, with its scales.
 
     int8: out*in + 4*out (one fp32 scale per output channel). int4: each row in blocks of 32 inputs, the last one
-    padded, each 16 bytes and an fp16 scale. Both leave what is not `is_linear` in the activation type.
+    padded, each 16 bytes and an fp16 scale. Both leave what is not a quantised linear in the activation type.
     """
-    if workload.weight_dtype == "int8" and is_linear(name):
-        return math.prod(shape) + _INT8_SCALE_BYTES * shape[0]
-    if workload.weight_dtype == "int4" and is_linear(name):
-        blocks = -(-shape[1] // INT4_BLOCK)
-        return shape[0] * blocks * (INT4_BLOCK // 2 + _INT4_SCALE_BYTES)
+    if weight.role == "linear" and weight.quantized:
+        out, inner = weight.shape
+        if workload.weight_dtype == "int8":
+            return weight.copies * (out * inner + _INT8_SCALE_BYTES * out)
+        if workload.weight_dtype == "int4":
+            blocks = -(-inner // INT4_BLOCK)
+            return weight.copies * out * blocks * (INT4_BLOCK // 2 + _INT4_SCALE_BYTES)
     is_float = workload.weight_dtype not in ("int8", "int4")
     dtype = workload.weight_dtype if is_float else workload.activation_dtype
-    return math.prod(shape) * int(DTYPE_BYTES[dtype])
+    return weight.copies * math.prod(weight.shape) * int(DTYPE_BYTES[dtype])
 
 
-def count_kv_cache_bytes(config: TransformerConfig, workload: Workload, num_tokens: int) -> int:
-    """Bytes of keys and values after `num_tokens` tokens: sum over layers of 2*B*min(C, W)*K*H elements.
+def count_kv_cache_bytes(model: TransformerConfig | Network, workload: Workload, num_tokens: int | None = None) -> int:
+    """Bytes of keys and values after `num_tokens` tokens (default: at the end of the request).
 
-    0 for an encoder. Layers that share weights each keep their own cache.
+    The sum over layers of B * min(C, W) * elements per token; cross-attention keeps the encoder's tokens. 0 for an
+    encoder. Layers that share weights each keep their own cache.
 
     Ignores: scales of an int8 cache, padding to pages.
     """
-    if not config.is_causal:
+    network = network_of(model)
+    if not network.is_causal:
         return 0
-    elements = sum(layer_kv_elements(layer, kept_tokens(layer, num_tokens)) for layer in config.layers)
+    tokens, source = (
+        cached_tokens(network, workload) if num_tokens is None else num_tokens,
+        source_tokens(network, workload),
+    )
+    elements = 0
+    for block in network.main.blocks:
+        if block.attention is not None:
+            kept = source if block.attention.is_cross else block.attention.kept_tokens(tokens)
+            elements += kept * block.attention.cached_elements
     return workload.batch_size * elements * int(DTYPE_BYTES[workload.kv_cache_dtype])
 
 
-def layer_kv_elements(layer: Layer, num_kept: int) -> int:
-    """Elements of one sequence's keys and values in one layer that keeps `num_kept` tokens."""
-    return 2 * num_kept * layer.key_value_size
+def count_state_bytes(model: TransformerConfig | Network, workload: Workload) -> int:
+    """Bytes of recurrent and convolution states of all sequences, in the activation type."""
+    network = network_of(model)
+    if not network.is_causal:
+        return 0
+    blocks = (block.recurrence for block in network.main.blocks if block.recurrence is not None)
+    elements = sum(recurrence.state_elements for recurrence in blocks)
+    return workload.batch_size * elements * int(DTYPE_BYTES[workload.activation_dtype])
 
 
-def layer_live_elements(
-    config: TransformerConfig, layer: Layer, num_tokens: int, scores_stored: bool
-) -> tuple[int, int]:
-    """Elements alive for one sequence of L tokens at the two widest moments of a layer: attention and feed-forward.
+def block_live_elements(block: Block, num_rows: int, num_keys: int, scores_stored: bool) -> int:
+    """Elements alive for one sequence at the widest moment of a block.
 
     Attention: L*(D + (N+2K)H + NH), the residual, q, k, v and the result, plus N*L*L scores where they are stored.
     Feed-forward: L*(2D + F), the residual, the input and the inner tensor, which is there twice when gated.
     """
-    scores = layer.num_attention_heads * num_tokens * num_tokens if scores_stored else 0
-    attention = num_tokens * (config.hidden_size + 2 * layer.query_size + 2 * layer.key_value_size) + scores
-    inner = layer.intermediate_size * (2 if config.gated_mlp else 1)
-    return attention, num_tokens * (2 * config.hidden_size + inner)
+    live = num_rows * block.live_width
+    if block.attention is not None and scores_stored:
+        live = live + block.attention.num_attention_heads * num_rows * num_keys
+    return live
 
 
-def output_live_elements(config: TransformerConfig, num_tokens: int) -> int:
-    """Elements alive for one sequence when the head has run: the hidden states, and the logits of every token."""
-    logits = config.vocab_size if config.head in ("causal_lm", "masked_lm") else 0
-    return num_tokens * (config.hidden_size + logits)
+def output_live_elements(hidden_size: int, logits_width: int, num_rows: int) -> int:
+    """Elements alive for one sequence when the head has run: the hidden states, and the logits of every row."""
+    return num_rows * (hidden_size + logits_width)
 
 
-def output_elements(config: TransformerConfig, num_tokens: int) -> int:
-    """Elements of one sequence's result: the logits of every token, or the hidden states of a model without logits."""
-    return num_tokens * (config.vocab_size if config.head in ("causal_lm", "masked_lm") else config.hidden_size)
+def output_elements(network: Network, num_rows: int) -> int:
+    """Elements of one sequence's result: the logits of every row, or the hidden states of a model without logits."""
+    return num_rows * (network.logits_width or network.main.hidden_size)
 
 
 def runtime_bytes(weights_bytes: int, outputs_bytes: int) -> int:
@@ -162,8 +167,20 @@ def runtime_bytes(weights_bytes: int, outputs_bytes: int) -> int:
     return RUNTIME_BASE_BYTES + weights_bytes * RUNTIME_WEIGHTS_PERCENT // 100 + outputs_bytes
 
 
-def _activation_elements(config: TransformerConfig, length: int, on_cpu: bool) -> int:
+def _activation_elements(network: Network, workload: Workload, on_cpu: bool) -> int:
     """Elements of one sequence. A GPU's allocator reuses memory between moments, ONNX Runtime's CPU arena hardly."""
-    moments = [layer_live_elements(config, layer, length, scores_stored=on_cpu) for layer in config.layers]
-    widest = (max(m[0] for m in moments), max(m[1] for m in moments), output_live_elements(config, length))
-    return sum(widest) if on_cpu else max(widest)
+    stacks = running_stacks(network, workload)
+    return max(_stack_live_elements(network, stack, workload, on_cpu) for stack in stacks)
+
+
+def _stack_live_elements(network: Network, stack: Stack, workload: Workload, on_cpu: bool) -> int:
+    rows, source = stack_rows(network, stack, workload), source_tokens(network, workload)
+    mixing, others = [0], [0]
+    for block in (block for layer in stack.layers for block in layer.blocks):
+        keys = source if block.attention is not None and block.attention.is_cross else rows
+        moments = mixing if block.part in ("attention", "state_space") else others
+        moments.append(block_live_elements(block, rows, keys, scores_stored=on_cpu))
+    logits_width = network.logits_width if stack is network.main else 0
+    widest = max(mixing), max(others), output_live_elements(stack.hidden_size, logits_width, rows)
+    images = workload.num_images if stack.optional else 1
+    return images * (sum(widest) if on_cpu else max(widest))

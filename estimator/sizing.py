@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from estimator.config import TransformerConfig
-from estimator.devices import Device
+from estimator.devices import Device, get_device
 from estimator.flops import FlopCount, count_flops
 from estimator.memory import MemoryEstimate, estimate_memory
+from estimator.network import Network, Stack
 from estimator.params import ParamCount, count_params
 from estimator.roofline import LatencyBound, bound_latency, peak_rate
+from estimator.weights import network_of
 from estimator.workload import Workload
 
 __all__ = ["Estimate", "estimate"]
@@ -21,9 +23,11 @@ class Estimate:
     """What a model needs for a workload, and on a device if one is given.
 
     `fits` is None when there is no device or its memory is not known. `name` is how the model was called, if at all.
+    `config` is None for a network that can be sized but not built here.
     """
 
-    config: TransformerConfig
+    network: Network
+    config: TransformerConfig | None
     workload: Workload
     params: ParamCount
     memory: MemoryEstimate
@@ -37,9 +41,13 @@ class Estimate:
     @property
     def origins(self) -> dict[str, str]:
         """The origin word of every figure of `to_dict()`, by its path."""
-        counted = ["params.total", "params.active", "params.embedding", "params.non_embedding"]
-        counted += [f"params.by_part.{part}" for part in self.params.by_part]
-        counted += ["memory.weights_bytes", "memory.kv_cache_bytes", "memory.state_bytes", "compute.prefill_flops"]
+        counted = [
+            f"params.{name}" for name in ("total", "active", "active_non_embedding", "embedding", "non_embedding")
+        ]
+        for name in ("by_part", "by_stack", "by_layer"):
+            counted += [f"params.{name}.{key}" for key in getattr(self.params, name)]
+        counted += ["memory.weights_bytes", "memory.kv_cache_bytes", "memory.state_bytes"]
+        counted += ["compute.prefill_flops", "compute.prefill_causal_flops"]
         counted += [f"compute.prefill_by_operator.{name}" for name in self.compute.prefill_by_operator]
         if self.compute.decode_by_operator is not None:
             counted += ["compute.decode_flops_per_token"]
@@ -59,9 +67,11 @@ class Estimate:
         document: dict[str, Any] = {
             "model": {
                 "name": self.name,
-                "architecture": self.config.architecture,
-                "architecture_hash": self.config.architecture_hash(),
-                "config": self.config.to_dict(),
+                "architecture": self.network.architecture,
+                "model_type": self.network.model_type,
+                "architecture_hash": (self.config or self.network).architecture_hash(),
+                "stacks": [_stack_dict(stack) for stack in self.network.stacks],
+                "config": None if self.config is None else self.config.to_dict(),
             },
             "workload": asdict(self.workload),
             "params": asdict(self.params),
@@ -78,28 +88,45 @@ class Estimate:
         return document
 
 
-def estimate(config: TransformerConfig, workload: Workload | None = None, device: Device | None = None) -> Estimate:
-    """Counts parameters, bytes and FLOPs of a config, and bounds its time on a device.
+def estimate(
+    model: TransformerConfig | Network, workload: Workload | None = None, device: Device | str | None = None
+) -> Estimate:
+    """Counts parameters, bytes and FLOPs of a model, and bounds its time on a device.
 
     Args:
-        config: the model.
+        model: a config that can be built, or a network.
         workload: batch, lengths and number types; `Workload()` when not given.
-        device: one of `load_devices()`; without it there is no latency and `fits` is None.
+        device: one of `load_devices()` or its name; without it there is no latency and `fits` is None.
+
+    Raises:
+        UnknownDeviceError: no device of that name.
     """
     workload = workload or Workload()
-    memory = estimate_memory(config, workload, device)
+    network = network_of(model)
+    device = get_device(device) if isinstance(device, str) else device
+    memory = estimate_memory(network, workload, device)
     capacity = None if device is None else device.memory_bytes
     return Estimate(
-        config=config,
+        network=network,
+        config=model if isinstance(model, TransformerConfig) else None,
         workload=workload,
         device=device,
-        params=count_params(config),
+        params=count_params(network),
         memory=memory,
-        compute=count_flops(config, workload),
-        latency=None if device is None else bound_latency(config, workload, device),
+        compute=count_flops(network, workload),
+        latency=None if device is None else bound_latency(network, workload, device),
         fits=None if capacity is None else memory.total_bytes <= capacity,
-        warnings=(*_workload_warnings(config, workload), *_device_warnings(workload, memory, device)),
+        warnings=(*_workload_warnings(network, workload), *_device_warnings(workload, memory, device)),
     )
+
+
+def _stack_dict(stack: Stack) -> dict[str, Any]:
+    return {
+        "name": stack.name,
+        "num_hidden_layers": len(stack.layers),
+        "hidden_size": stack.hidden_size,
+        "length": stack.length,
+    }
 
 
 def _latency_dict(latency: LatencyBound) -> dict[str, Any]:
@@ -111,14 +138,16 @@ def _latency_dict(latency: LatencyBound) -> dict[str, Any]:
     }
 
 
-def _workload_warnings(config: TransformerConfig, workload: Workload) -> list[str]:
+def _workload_warnings(network: Network, workload: Workload) -> list[str]:
     warnings = []
-    longest = config.max_position_embeddings
-    if workload.context_length > longest:
-        what = "has no learned positions" if config.position_embedding == "learned" else "was not trained"
+    longest = network.max_position_embeddings
+    if longest is not None and workload.context_length > longest:
+        what = "has no learned positions" if network.learned_positions else "was not trained"
         warnings.append(f"{workload.context_length:,} tokens are more than the {longest:,} beyond which it {what}")
-    if workload.generated_length and not config.is_causal:
+    if workload.generated_length and not network.is_causal:
         warnings.append("an encoder generates nothing; the generated tokens count as nothing but context")
+    if workload.num_images and not any(stack.optional for stack in network.stacks):
+        warnings.append("the model reads no images beside its input; num_images changes nothing")
     return warnings
 
 

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from estimator.blocks import attention, embedding, feed_forward, head, linear, norm, norm_weights
 from estimator.config import Layer, TransformerConfig
 from estimator.errors import BuildError
+from estimator.network import Block, Network, Stack, stored_weights
+from estimator.network import Layer as NetworkLayer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 __all__ = [
-    "PARTS",
     "check_weights",
-    "embedding_shapes",
+    "embedding_blocks",
     "is_linear",
-    "layer_shapes",
-    "output_shapes",
+    "layer_blocks",
+    "network_of",
+    "output_blocks",
     "part_of",
     "random_weights",
     "weight_shapes",
 ]
 
-PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
-NamedShapes = Iterator[tuple[str, tuple[int, ...]]]
+
+def network_of(model: TransformerConfig | Network) -> Network:
+    """The network that a config describes; a network is its own."""
+    return model if isinstance(model, Network) else _network_of_config(model)
+
+
+@functools.lru_cache(maxsize=64)
+def _network_of_config(config: TransformerConfig) -> Network:
+    layers = tuple(
+        NetworkLayer(blocks=tuple(layer_blocks(config, layer)), owns_weights=layer.owns_weights)
+        for layer in config.layers
+    )
+    stack = Stack(
+        name=config.architecture,
+        hidden_size=config.hidden_size,
+        before=tuple(embedding_blocks(config)),
+        layers=layers,
+        after=tuple(output_blocks(config)),
+        is_causal=config.is_causal,
+    )
+    return Network(
+        architecture=config.architecture,
+        stacks=(stack,),
+        model_type="archfront",
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        learned_positions=config.position_embedding == "learned",
+    )
 
 
 def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -33,11 +63,7 @@ def weight_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
     Tied embeddings and shared layers appear once, under the name of their owner.
     """
-    shapes = dict(embedding_shapes(config))
-    for layer in config.layers:
-        if layer.owns_weights:
-            shapes.update(layer_shapes(config, layer))
-    return shapes | dict(output_shapes(config))
+    return {name: weight.shape for name, _, weight in stored_weights(network_of(config))}
 
 
 def is_linear(name: str) -> bool:
@@ -105,58 +131,51 @@ def check_weights(config: TransformerConfig, weights: Mapping[str, NDArray[Any]]
     return checked
 
 
-def _norm(config: TransformerConfig, name: str, size: int) -> NamedShapes:
-    yield f"{name}.weight", (size,)
-    if config.norm_type == "layer_norm":
-        yield f"{name}.bias", (size,)
-
-
-def _linear(name: str, in_size: int, out_size: int, bias: bool) -> NamedShapes:
-    yield f"{name}.weight", (out_size, in_size)
-    if bias:
-        yield f"{name}.bias", (out_size,)
-
-
-def embedding_shapes(config: TransformerConfig) -> NamedShapes:
-    """Names and shapes of the weights in front of the layers."""
-    yield "embed_tokens.weight", (config.vocab_size, config.hidden_size)
+def embedding_blocks(config: TransformerConfig) -> Iterator[Block]:
+    """What stands in front of the layers."""
+    yield embedding("embed_tokens", config.vocab_size, config.hidden_size)
     if config.position_embedding == "learned":
-        yield "embed_positions.weight", (config.max_position_embeddings, config.hidden_size)
+        yield embedding("embed_positions", config.max_position_embeddings, config.hidden_size)
     if config.type_vocab_size:
-        yield "embed_token_types.weight", (config.type_vocab_size, config.hidden_size)
+        yield embedding("embed_token_types", config.type_vocab_size, config.hidden_size)
     if config.embedding_norm:
-        yield from _norm(config, "embed_norm", config.hidden_size)
+        yield norm("embed_norm", config.hidden_size, config.norm_type)
 
 
-def layer_shapes(config: TransformerConfig, layer: Layer) -> NamedShapes:
-    """Names and shapes of the weights of one layer, as if it owned them."""
-    hidden, prefix = config.hidden_size, f"layers.{layer.index}"
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    yield from _norm(config, f"{prefix}.attention_norm", hidden)
-    yield from _linear(f"{attention}.q_proj", hidden, layer.query_size, config.attention_bias)
-    yield from _linear(f"{attention}.k_proj", hidden, layer.key_value_size, config.attention_bias)
-    yield from _linear(f"{attention}.v_proj", hidden, layer.key_value_size, config.attention_bias)
-    if config.qk_norm:
-        yield f"{attention}.q_norm.weight", (layer.head_dim,)
-        yield f"{attention}.k_norm.weight", (layer.head_dim,)
-    yield from _linear(f"{attention}.o_proj", layer.query_size, hidden, config.attention_output_bias)
-    yield from _norm(config, f"{prefix}.mlp_norm", hidden)
-    if config.gated_mlp:
-        yield from _linear(f"{mlp}.gate_proj", hidden, layer.intermediate_size, config.mlp_bias)
-    yield from _linear(f"{mlp}.up_proj", hidden, layer.intermediate_size, config.mlp_bias)
-    yield from _linear(f"{mlp}.down_proj", layer.intermediate_size, hidden, config.mlp_bias)
+def layer_blocks(config: TransformerConfig, layer: Layer) -> Iterator[Block]:
+    """One layer, in the order of a pre-norm layer whichever comes first."""
+    yield norm("attention_norm", config.hidden_size, config.norm_type)
+    yield attention(
+        hidden_size=config.hidden_size,
+        num_attention_heads=layer.num_attention_heads,
+        num_key_value_heads=layer.num_key_value_heads,
+        head_dim=layer.head_dim,
+        qkv_bias=config.attention_bias,
+        output_bias=config.attention_output_bias,
+        qk_norm="head" if config.qk_norm else "none",
+        window=layer.sliding_window,
+        is_cached=config.is_causal,
+    )
+    yield norm("mlp_norm", config.hidden_size, config.norm_type)
+    yield feed_forward(
+        hidden_size=config.hidden_size,
+        intermediate_size=layer.intermediate_size,
+        gated=config.gated_mlp,
+        bias=config.mlp_bias,
+    )
 
 
-def output_shapes(config: TransformerConfig) -> NamedShapes:
-    """Names and shapes of the weights behind the layers: the last norm and the head."""
+def output_blocks(config: TransformerConfig) -> Iterator[Block]:
+    """What stands behind the layers: the last norm and the head."""
     hidden = config.hidden_size
     if config.norm_placement == "pre":
-        yield from _norm(config, "norm", hidden)
+        yield norm("norm", hidden, config.norm_type)
     if config.head == "pooler":
-        yield from _linear("pooler", hidden, hidden, bias=True)
+        weights = linear("pooler", hidden, hidden, bias=True, quantized=False)
+        yield Block(name="", part="head", weights=weights, positions=1)
     if config.head == "masked_lm":
-        yield from _linear("head.transform", hidden, hidden, bias=True)
-        yield from _norm(config, "head.norm", hidden)
-        yield "lm_head.bias", (config.vocab_size,)
-    if config.head in ("causal_lm", "masked_lm") and not config.tie_word_embeddings:
-        yield "lm_head.weight", (config.vocab_size, hidden)
+        weights = linear("transform", hidden, hidden, bias=True, quantized=False)
+        yield Block(name="head", part="head", weights=weights + norm_weights("norm", hidden, config.norm_type))
+    if config.head in ("causal_lm", "masked_lm"):
+        has_bias = config.head == "masked_lm"
+        yield head("lm_head", hidden, config.vocab_size, bias=has_bias, tied=config.tie_word_embeddings)

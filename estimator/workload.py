@@ -18,7 +18,7 @@ DTYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 class Workload:
     """Batch size, lengths in tokens, and number types.
 
-    Prefill reads `prompt_length` tokens at once. Decode adds one token to a context of `context_length` tokens.
+    Prefill reads `prompt_length` tokens at once, those of `num_images` images per sequence among them. Decode adds one token to a context of `context_length` tokens.
 
     Raises:
         InputError: names the field and what would be right.
@@ -27,12 +27,13 @@ class Workload:
     batch_size: int = 1
     prompt_length: int = 128
     generated_length: int = 0
+    num_images: int = 0
     weight_dtype: str = "fp32"
     activation_dtype: str = "fp32"
     kv_cache_dtype: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("prompt_length", 1), ("generated_length", 0)):
+        for name, least in (("batch_size", 1), ("prompt_length", 1), ("generated_length", 0), ("num_images", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise InputError(f"{name} must be an integer from {least} to 2^31 - 1, not {value!r}")
