@@ -70,12 +70,13 @@ _SUFFIXES = {
 def main() -> None:
     """Writes the file, and what was odd to stderr."""
     configs = config_classes()
+    started = {model_type: sub_config_defaults(config_class) for model_type, config_class in configs.items()}
     classes = model_classes(configs)
     sizeless = previous_sizeless()
     rows = {}
     for model_type in sorted(in_scope(configs)):
         config_class = configs[model_type]
-        row = family_row(config_class, configs, classes.get(model_type, {}))
+        row = family_row(config_class, configs, classes.get(model_type, {})) | started[model_type]
         if sizeless.get(model_type):
             row["sizeless"] = sizeless[model_type]
         rows[model_type] = row
@@ -179,15 +180,17 @@ def family_row(
         "default_class": default_class(classes),
         "defaults": {name: value for name, value in defaults.items() if value is not None},
         "derived": " ".join(derived_fields(config_class)),
-        "sub_config_defaults": {
-            name: _plain(spec.init_kwargs)
-            for name, spec in config_class.sub_configs_defaults.items()
-            if spec.init_kwargs
-        },
         "sub_configs": nested_types(config_class, found),
         "unset": " ".join(sorted(name for name, value in defaults.items() if value is None)),
     }
     return {name: value for name, value in row.items() if value}
+
+
+def sub_config_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """What nested configs start from, if anything; to be read before any instance is made, which may write into it."""
+    specs = config_class.sub_configs_defaults.items()
+    started = {name: _plain(spec.init_kwargs) for name, spec in specs if spec.init_kwargs}
+    return {"sub_config_defaults": started} if started else {}
 
 
 def by_task(classes: dict[str, str]) -> dict[str, str]:
