@@ -10,9 +10,23 @@ from typing import Any
 
 from estimator.errors import UnknownDeviceError
 
-__all__ = ["DEVICE_KINDS", "Device", "Source", "get_device", "load_devices"]
+__all__ = ["DEVICE_KINDS", "NUMBERS", "RATE_DTYPES", "Device", "Source", "get_device", "load_devices"]
 
-DEVICE_KINDS = ("cpu", "gpu")
+DEVICE_KINDS = ("cpu", "gpu", "accelerator")
+RATE_DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4")
+# The fields of a device that come from a document, in the order in which they are shown.
+NUMBERS = (
+    "num_cores",
+    "clock_hz",
+    "instruction_set",
+    "memory_bytes",
+    "memory_bandwidth_bytes_per_s",
+    "l2_cache_bytes",
+    "l3_cache_bytes",
+    "peak_flops_per_s",
+    "tdp_w",
+    "price_usd",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +42,26 @@ class Source:
 class Device:
     """One row of devices.toml. `sources` names the origin of every number that is not None, by field name.
 
-    `peak_flops_per_s` holds dense rates by number type. `memory_bytes` is None for a processor sold without memory.
+    `kind` is cpu, gpu or accelerator (matrix units that run no general code); `family` its generation, such as ampere,
+    cdna2 or zen4: devices of one family reach similar fractions of their peaks. `num_cores` counts a CPU's cores, all
+    kinds together, and a GPU's fp32 lanes; `clock_hz` is the highest published rate of any of them. `instruction_set`
+    is a CPU's widest for matrix products. `l2_cache_bytes` and `l3_cache_bytes` are totals of the device; a GPU's
+    memory-side cache counts as its L3. `peak_flops_per_s` holds dense rates by number type (RATE_DTYPES; multiply and
+    add of the integer types count as two), fp32 without TF32. `memory_bytes` is None for a processor sold without
+    memory.
     """
 
     name: str
     label: str
     kind: str
+    family: str
+    num_cores: int | None
+    clock_hz: float | None
+    instruction_set: str | None
     memory_bytes: int | None
     memory_bandwidth_bytes_per_s: float | None
+    l2_cache_bytes: int | None
+    l3_cache_bytes: int | None
     peak_flops_per_s: dict[str, float]
     tdp_w: float | None
     price_usd: float | None
@@ -44,12 +70,9 @@ class Device:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, with title, address and date for each number."""
-        values = {name: getattr(self, name) for name in ("name", "label", "kind", *_NUMBERS, "note")}
+        values = {name: getattr(self, name) for name in ("name", "label", "kind", "family", *NUMBERS, "note")}
         sources = {name: {"title": s.title, "url": s.url, "date": s.date} for name, s in self.sources.items()}
         return values | {"sources": sources, "origin": "published"}
-
-
-_NUMBERS = ("memory_bytes", "memory_bandwidth_bytes_per_s", "peak_flops_per_s", "tdp_w", "price_usd")
 
 
 @functools.cache
@@ -81,13 +104,19 @@ def get_device(name: str) -> Device:
 
 def _device(name: str, row: dict[str, Any], sources: dict[str, Source]) -> Device:
     own = row.get("source_of", {})
-    given = [number for number in _NUMBERS if row.get(number) is not None]
+    given = [number for number in NUMBERS if row.get(number) is not None]
     return Device(
         name=name,
         label=row["label"],
         kind=row["kind"],
+        family=row["family"],
+        num_cores=row.get("num_cores"),
+        clock_hz=row.get("clock_hz"),
+        instruction_set=row.get("instruction_set"),
         memory_bytes=_whole(row.get("memory_bytes")),
         memory_bandwidth_bytes_per_s=row.get("memory_bandwidth_bytes_per_s"),
+        l2_cache_bytes=_whole(row.get("l2_cache_bytes")),
+        l3_cache_bytes=_whole(row.get("l3_cache_bytes")),
         peak_flops_per_s=row.get("peak_flops_per_s", {}),
         tdp_w=row.get("tdp_w"),
         price_usd=row.get("price_usd"),

@@ -1,0 +1,105 @@
+"""The command `estimator devices`: the table of devices, or one device with its sources."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from estimator.devices import DEVICE_KINDS, NUMBERS, Device, get_device, load_devices
+from estimator.display import print_json, shorten
+
+__all__ = ["add_parser", "run"]
+
+_UNITS = {
+    "num_cores": "",
+    "clock_hz": "Hz",
+    "memory_bytes": "B",
+    "memory_bandwidth_bytes_per_s": "B/s",
+    "l2_cache_bytes": "B",
+    "l3_cache_bytes": "B",
+    "tdp_w": "W",
+    "price_usd": "USD",
+}
+_HEADINGS = {"cpu": "processors", "gpu": "graphics processors", "accelerator": "other accelerators"}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `devices` to the subparsers of the command line."""
+    parser = commands.add_parser("devices", help="the table of devices, or one with its sources")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show one device with all sources")
+    parser.add_argument("--kind", choices=DEVICE_KINDS, help="only the devices of this kind")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table or one device; 0.
+
+    Raises:
+        UnknownDeviceError: no device has that name.
+    """
+    if args.name is not None:
+        device = get_device(args.name)
+        if args.json:
+            print_json(device.to_dict())
+        else:
+            print(_page(device))
+        return 0
+    devices = [device for device in load_devices().values() if args.kind in (None, device.kind)]
+    if args.json:
+        print_json({"devices": [device.to_dict() for device in devices]})
+        return 0
+    print("\n\n".join(_table(kind, devices) for kind in DEVICE_KINDS if any(d.kind == kind for d in devices)))
+    print("\nnext: estimator devices NAME   (every number with its source and date)", file=sys.stderr)
+    return 0
+
+
+def _table(kind: str, devices: Iterable[Device]) -> str:
+    rows = [_line(_HEADINGS[kind], "memory", "bandwidth", "fp32", "16 bit", "int8", "power", "device")]
+    for device in devices:
+        if device.kind == kind:
+            rates = device.peak_flops_per_s
+            half = max((rates[dtype] for dtype in ("fp16", "bf16") if dtype in rates), default=None)
+            rows.append(
+                _line(
+                    device.name,
+                    _known(device.memory_bytes, "B"),
+                    _known(device.memory_bandwidth_bytes_per_s, "B/s"),
+                    _known(rates.get("fp32"), ""),
+                    _known(half, ""),
+                    _known(rates.get("int8"), ""),
+                    _known(device.tdp_w, "W"),
+                    device.label,
+                )
+            )
+    return "\n".join(rows)
+
+
+def _line(name: str, *cells: str) -> str:
+    *numbers, label = cells
+    return f"{name:<20}" + "".join(f"{cell:>{w}}" for cell, w in zip(numbers, _WIDTHS, strict=True)) + f"  {label}"
+
+
+_WIDTHS = (9, 11, 9, 9, 9, 8)
+
+
+def _page(device: Device) -> str:
+    lines = [f"{device.name}: {device.label} ({device.kind}, {device.family})"]
+    for number in NUMBERS:
+        value = getattr(device, number)
+        if isinstance(value, dict):
+            shown = ", ".join(f"{dtype} {shorten(rate, 'FLOP/s')}" for dtype, rate in value.items())
+        else:
+            shown = value if isinstance(value, str) else _known(value, _UNITS[number])
+        source = device.sources.get(number)
+        lines.append(f"  {number:<30} {shown or '-'}")
+        lines.append(f"  {'':<30} " + (f"{source.title}, {source.date}, {source.url}" if source else "not published"))
+    if device.note:
+        lines.append(f"  note: {device.note}")
+    return "\n".join(lines)
+
+
+def _known(value: float | None, unit: str) -> str:
+    return "-" if value is None else shorten(value, unit)
