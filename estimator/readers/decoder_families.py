@@ -15,6 +15,7 @@ _QWEN3 = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", has_qk
 _BIASED = Decoder(norm="layer_norm", gated=False, qkv_bias=True, output_bias=True, mlp_bias=True)
 _DEEPSEEK = Decoder(
     latent=True,
+    ignored=("moe_layer_freq", "num_nextn_predict_layers"),
     qkv_bias="attention_bias",
     experts=Experts(num_experts="n_routed_experts", layers="after_dense", shared="count"),
 )

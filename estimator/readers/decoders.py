@@ -6,11 +6,11 @@ a family that is a renaming or a mixture of known ones, add a row to `decoder_fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from estimator.blocks import attention, embedding, experts, feed_forward, head, latent_attention, linear, norm
+from estimator.blocks import attention, embedding, experts, feed_forward, head, latent_attention, norm
 from estimator.errors import UnsupportedModelError
-from estimator.network import Block, Layer, Network, Stack, Weight
+from estimator.network import Block, Layer, Network, Stack
 from estimator.readers.fields import Fields
 
 __all__ = ["Decoder", "Experts", "Flag", "decoder_network", "decoder_stack", "task_head"]
@@ -51,7 +51,7 @@ class Decoder:
     positions: "rotary", "learned" (a table of `max_position_embeddings` rows and `extra_positions` more) or "none".
     windows: "none"; "all" (`sliding_window` holds for every layer); "types" (`layer_types` says which, else every
         `full_attention_every`-th layer is full); "qwen" (`use_sliding_window`, from `max_window_layers` on).
-    key_value_heads: the field, or a fixed number.
+    key_value_heads: the field, or a fixed number. ignored: fields of published configs that the classes do not read.
     """
 
     norm: str = "rms_norm"
@@ -80,7 +80,7 @@ class Decoder:
     intermediate_factor: int = 4
     experts: Experts | None = None
     classification_bias: bool = False
-    extra: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = ()
 
 
 def decoder_network(fields: Fields, facts: Decoder) -> Network:
@@ -98,6 +98,7 @@ def decoder_network(fields: Fields, facts: Decoder) -> Network:
 
 def decoder_stack(fields: Fields, facts: Decoder, *, after: tuple[Block, ...] = (), prefix: str = "") -> Stack:
     """Embeddings, layers and last norm, then `after`."""
+    fields.ignore(*facts.ignored)
     hidden, num_layers = fields.size("hidden_size"), fields.layers()
     before = [embedding("embed_tokens", fields.size("vocab_size"), hidden)]
     if facts.positions == "learned":

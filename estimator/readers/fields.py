@@ -115,6 +115,10 @@ class Fields:
                 raise self._wrong(name, f"must hold {', '.join(allowed)}", entry)
         return tuple(value)
 
+    def ignore(self, *names: str) -> None:
+        """Marks fields as seen that the family's classes do not read."""
+        self._read.update(names)
+
     def given(self, name: str) -> bool:
         """Whether the config itself holds the field, and not as null."""
         return self._values.get(self.data.attribute_map.get(name, name)) is not None

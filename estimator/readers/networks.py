@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +19,11 @@ __all__ = ["network_families", "read_network"]
 Reader = Callable[[Fields], Network]
 
 
-def network_families() -> dict[str, Reader]:
+@functools.cache
+def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
-    return {name: lambda fields, facts=facts: decoder_network(fields, facts) for name, facts in DECODERS.items()}
+    decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
+    return decoders
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:
