@@ -211,13 +211,14 @@ _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 def derived_fields(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Fields that `__post_init__` computes: their value moves when only a size is changed."""
+    """Fields that `__post_init__` computes: it replaces their declared value, or they move with a size."""
     try:
         plain = vars(config_class())
     except Exception as error:
         _say(f"{config_class.__name__}: no default instance: {_brief(error)}")
         return []
-    moved: set[str] = set()
+    declared = declared_defaults(config_class)
+    moved = {name for name, value in declared.items() if value is not None and _plain(plain.get(name, value)) != value}
     for size in _SIZES:
         value = plain.get(config_class.attribute_map.get(size, size))
         if isinstance(value, int):

@@ -29,8 +29,9 @@ class FamilyData:
     sub_config_defaults: such a field -> what the nested config starts from where config.json leaves the field out; a
         nested config that is there, even {}, starts from the defaults of its own model type instead.
     classes: class name -> task word. default_class: what a config.json without class means; None without any class.
-    derived: fields that the class computes from other fields; a declared null among them is never a size of its own.
-    sizeless: fields that change no parameter's shape, whatever their value; a field in neither set may change one.
+    derived: fields that the class computes from others, whether null or a value is declared (a given one may stand).
+    sizeless: fields that change no parameter's shape and nothing that the class derives, whatever their value (of
+        activations: all but prelu and xielu, which have weights); any other field may change one.
     """
 
     model_type: str

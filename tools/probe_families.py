@@ -1,0 +1,292 @@
+"""Adds `sizeless` to estimator/readers/families.json by probing: run it by hand after tools/renew_families.py.
+
+    python tools/probe_families.py [MODEL_TYPE ...]
+
+A field is sizeless if no value tried changes the shapes of a model on the meta device. All candidate fields are changed
+at once, and the smallest set of changes that moves a shape (or does not build) is taken out until none does, so fields
+that matter only together are found too. This happens from two starting points: the defaults with few layers, and the
+same with every boolean flipped and every optional size set as far as it builds. Fields whose name speaks of a size, of
+attention windows or of layers are never candidates.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import sys
+import time
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from renew_families import DATA, config_classes, write
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+# Never sizeless, whatever the probe says: sizes, and what the reader must see for FLOPs, KV cache or heads.
+NEVER = re.compile(
+    r"size|dim|num_|layers?(?!_?norm|_?drop|_?scale_init)|expert|rank|width|vocab|position|window|head|depth|channel|kernel"
+    r"|stride|patch|group|^n_|_n$|^d_|length|pattern|types?$|cross|decoder$|tie_|top_?k$|per_tok|capacity|sparse|sparsity"
+    r"|step|freq|interval|every|offset|period|first_|start$|end$|skip|replace|block|chunk|cache_|pool|tokens?$|max_|min_"
+    r"|sliding|local|global|causal|bidirectional|expand|ratio|share|quant|adapter|config$|labels|stage|frames?$|bins|per_"
+)
+# Names that NEVER would catch by a word in them, and that are none of these.
+TOKENS = re.compile(
+    r"token_(id|index)s?$|suppress_tokens$|dropout|_pdrop$|_drop$|_eps(ilon)?$|^initializer|^init_|_init(ial)?$"
+)
+ACTIVATION = re.compile(r"act$|act_fn$|activation(_function|_fn)?$")
+ACTIVATIONS = ("relu", "silu", "gelu")
+ROPES = ({"rope_type": "default", "rope_theta": 5e5}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+FEW_LAYERS = re.compile(r"^(num_(hidden_)?layers|n_layers?|(num_)?(en|de)coder_layers|num_(en|de)coder_layers)$")
+BUILD_S, FAMILY_S, MODELS = 3, 12, 5
+FIRST_TASKS = ("causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "speech_seq2seq", "base")
+
+Changes = dict[str, Any]
+Build = Callable[[Changes], Any]
+
+
+def main(chosen: list[str]) -> None:
+    """Probes the chosen families, or all, and writes the file as it goes."""
+    _quiet()
+    rows = json.loads(DATA.read_text(encoding="utf-8"))["families"]
+    configs = config_classes()
+    failures = {}
+    for count, model_type in enumerate(chosen or _in_order(rows), 1):
+        found, why = probe(model_type, rows, configs)
+        rows[model_type].pop("sizeless", None)
+        if found:
+            rows[model_type]["sizeless"] = " ".join(found)
+        if why:
+            failures[model_type] = why
+        if count % 40 == 0:
+            write(rows)
+    write(rows)
+    for model_type, why in sorted(failures.items()):
+        sys.stderr.write(f"not probed: {model_type}: {why}\n")
+
+
+def _in_order(rows: dict[str, Any]) -> list[str]:
+    listed = {m: set(row.get("classes", ())) for m, row in rows.items()}
+    return sorted(rows, key=lambda m: (min([FIRST_TASKS.index(t) for t in listed[m] & set(FIRST_TASKS)] or [9]), m))
+
+
+def probe(
+    model_type: str, rows: dict[str, Any], configs: dict[str, type[PreTrainedConfig]]
+) -> tuple[list[str], str | None]:
+    """The sizeless fields of a family, sorted, and why there is no answer (or only a partial one)."""
+    config_class = configs[model_type]
+    builder = _builder(model_type, rows, configs)
+    if builder is None:
+        return [], "no model class of its own and none that nests it"
+    deadline = time.monotonic() + FAMILY_S
+    plain = _few_layers(config_class)
+    starts = [plain if _signature(builder, plain) else {}]
+    if (reason := _why_not(builder, starts[0])) is not None:
+        return [], reason
+    starts.append(_everything_on(builder, config_class, starts[0]))
+    cleared = [_cleared(builder, config_class, start, deadline) for start in starts]
+    if time.monotonic() > deadline:
+        return [], "ran out of time"
+    return sorted(cleared[0] & cleared[1]), None
+
+
+def _cleared(builder: Build, config_class: type[PreTrainedConfig], start: Changes, deadline: float) -> set[str]:
+    """Fields of which at least one other value builds and none that builds moves a shape, all changed together."""
+    base = _signature(builder, start)
+    values = dict(_candidates(config_class, start))
+    cleared: set[str] = set()
+    moving: set[str] = set()
+    for turn in range(max(map(len, values.values()), default=0)):
+        changes = {name: tries[turn] for name, tries in values.items() if turn < len(tries) and name not in moving}
+        while changes and time.monotonic() < deadline:
+            guilty = _smallest(lambda some: _signature(builder, start | some) == base, changes)
+            if not guilty:
+                cleared |= changes.keys()
+                break
+            if _signature(builder, start | {name: changes[name] for name in guilty}) is not None:
+                moving |= set(guilty)
+            for name in guilty:
+                del changes[name]
+    return cleared - moving
+
+
+def _smallest(ok: Callable[[Changes], bool], changes: Changes) -> list[str]:
+    """Names of a smallest set of changes that is not ok; none if all of them together are."""
+    if ok(changes):
+        return []
+    needed: list[str] = []
+    names = list(changes)
+    while needed == [] or ok({name: changes[name] for name in needed}):
+        low, high = 0, len(names)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if ok({name: changes[name] for name in (*needed, *names[:middle])}):
+                low = middle
+            else:
+                high = middle
+        needed.append(names[high - 1])
+        names = names[: high - 1]
+        if not names:
+            break
+    return needed
+
+
+def _everything_on(builder: Build, config_class: type[PreTrainedConfig], start: Changes) -> Changes:
+    """The start with booleans flipped and unset or zero sizes set, but for the smallest sets that do not build."""
+    changes: Changes = {}
+    for field in fields(config_class):
+        value = start.get(field.name, field.default)
+        if field.name in _shared() or TOKENS.search(field.name):
+            continue
+        if isinstance(value, bool):
+            changes[field.name] = not value
+        elif (value is None or value == 0) and int in _kinds(config_class, field.name):
+            changes[field.name] = 2
+    while bad := _smallest(lambda some: _signature(builder, start | some) is not None, changes):
+        for name in bad:
+            del changes[name]
+    return start | changes
+
+
+def _candidates(config_class: type[PreTrainedConfig], start: Changes) -> Iterator[tuple[str, list[Any]]]:
+    for field in fields(config_class):
+        name = field.name
+        if name in _shared() or name in config_class.sub_configs_defaults:
+            continue
+        if NEVER.search(name) and not TOKENS.search(name):
+            continue
+        tries = _other_values(name, start.get(name, field.default), _kinds(config_class, name))
+        if tries:
+            yield name, tries
+
+
+def _other_values(name: str, value: Any, kinds: tuple[Any, ...]) -> list[Any]:
+    if name == "rope_parameters":
+        return list(ROPES)
+    literals = [option for kind in kinds if isinstance(kind, tuple) for option in kind if option != value]
+    if literals:
+        return literals
+    if bool in kinds and (isinstance(value, bool) or value is None):
+        return [not value]
+    none = [None] if type(None) in kinds and value is not None else []
+    if (isinstance(value, float) or value is None) and float in kinds:
+        return [option for option in (0.25, 1.0, 0.0) if option != value] + none
+    if isinstance(value, int) or (value is None and int in kinds):
+        return [option for option in (1, 2, 7) if option != value] + none
+    if ACTIVATION.search(name) and (isinstance(value, str) or value is None):
+        return [option for option in ACTIVATIONS if option != value]
+    return []
+
+
+def _kinds(config_class: type[PreTrainedConfig], name: str) -> tuple[Any, ...]:
+    """The types that a field's annotation lists; the options of a Literal as one tuple."""
+    try:
+        hint = typing.get_type_hints(config_class)[name]
+    except Exception:
+        hint = next(field.type for field in fields(config_class) if field.name == name)
+    parts = typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else (hint,)
+    return tuple(typing.get_args(p) if typing.get_origin(p) is typing.Literal else p for p in parts or (hint,))
+
+
+def _shared() -> set[str]:
+    return {field.name for field in fields(PreTrainedConfig)}
+
+
+def _few_layers(config_class: type[PreTrainedConfig]) -> Changes:
+    """Values of fields, with few layers here and in nested configs."""
+    few: Changes = {f.name: 3 for f in fields(config_class) if FEW_LAYERS.search(f.name) and isinstance(f.default, int)}
+    for name, spec in config_class.sub_configs_defaults.items():
+        nested = spec.config_class
+        if not issubclass(nested, PreTrainedConfig):
+            nested = transformers.CONFIG_MAPPING.get(spec.model_type) if spec.model_type in _known() else None
+        if nested is not None:
+            few[name] = {"model_type": spec.model_type} | spec.init_kwargs | _few_layers(nested)
+    return few
+
+
+def _known() -> set[str]:
+    return set(transformers.CONFIG_MAPPING.keys())
+
+
+def _builder(model_type: str, rows: dict[str, Any], configs: dict[str, type[PreTrainedConfig]]) -> Build | None:
+    """Values of fields -> the configuration and its models, or those of a family that nests it."""
+    classes = _classes(rows[model_type])
+    if classes:
+        return lambda changes: _models(configs[model_type](**changes), classes)
+    for outer, row in rows.items():
+        for field, nested in row.get("sub_configs", {}).items():
+            if nested == model_type and _classes(row):
+                around = _few_layers(configs[outer])
+                return lambda changes: _models(
+                    configs[outer](**(around | {field: configs[model_type](**changes)})), _classes(row), field
+                )
+    return None
+
+
+def _classes(row: dict[str, Any]) -> list[str]:
+    names = [name for group in row.get("classes", {}).values() for name in group.split() if hasattr(transformers, name)]
+    first = row.get("default_class")
+    return sorted(names, key=lambda name: (name != first, "For" in name, name))[:MODELS]
+
+
+def _models(config: PreTrainedConfig, classes: list[str], field: str | None = None) -> Any:
+    own = config if field is None else getattr(config, field)
+    with torch.device("meta"), no_init_weights():
+        return own, [getattr(transformers, name)(config) for name in classes]
+
+
+def _signature(builder: Build, changes: Changes) -> Any:
+    """Shapes of all that is stored, how much of it is shared, and every resolved field that is never sizeless."""
+    try:
+        return _shapes(builder, changes)
+    except Exception:
+        return None
+
+
+def _why_not(builder: Build, changes: Changes) -> str | None:
+    try:
+        _shapes(builder, changes)
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    return None
+
+
+def _shapes(builder: Build, changes: Changes) -> Any:
+    with _limit(BUILD_S):
+        config, models = builder({n: dict(v) if isinstance(v, dict) else v for n, v in changes.items()})
+    shapes = [sorted((n, tuple(t.shape)) for n, t in model.state_dict().items()) for model in models]
+    own = [sum(p.numel() for p in model.parameters()) for model in models]
+    resolved = {n: repr(v) for n, v in vars(config).items() if NEVER.search(n) and not TOKENS.search(n) and n[0] != "_"}
+    nested = getattr(type(config), "sub_configs_defaults", {})
+    return shapes, own, {name: value for name, value in resolved.items() if name not in nested}
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"more than {seconds} s to build")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
