@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from estimator.devices import get_device
 from estimator.readers.source import ModelSource
 from estimator.sizing import Estimate, estimate
 from estimator.workload import FLOAT_DTYPES, Workload
@@ -42,8 +41,8 @@ def size_source(
         activation_dtype=activations,
         kv_cache_dtype=kv_cache_dtype or activations,
     )
-    result = estimate(source.config, workload, None if device is None else get_device(device))
-    return replace(result, name=source.name, warnings=(*source.warnings, *result.warnings))
+    result = estimate(source.network, workload, device)
+    return replace(result, name=source.name, config=source.buildable, warnings=(*source.warnings, *result.warnings))
 
 
 def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from estimator.config import TransformerConfig
-from estimator.errors import ConfigError, CorruptFileError, InputError
-from estimator.readers.huggingface import read_config, read_dtype
+from estimator.errors import ConfigError, CorruptFileError, InputError, UnsupportedModelError
+from estimator.network import Network
+from estimator.readers.huggingface import NATIVE_MODEL_TYPE, read_config, read_dtype
+from estimator.readers.networks import read_network
+from estimator.weights import network_of
 
 __all__ = ["ModelSource", "bundled_models", "read_bundled", "read_source", "source_of_values"]
 
@@ -21,17 +24,31 @@ _MAX_FILE_BYTES = 4_000_000  # a thousand times a usual config.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A model that was read: its name, config, weight type and class as far as they were given.
+    """A model that was read: its name, network, weight type and class as far as they were given.
 
-    `path` is the file that was read, None for a bundled model.
+    `buildable` is its config where it can be built and measured here; otherwise `why_not_buildable` says what stands
+    against it. `path` is the file that was read, None for a bundled model.
     """
 
     name: str
-    config: TransformerConfig
+    network: Network
+    buildable: TransformerConfig | None
+    why_not_buildable: str
     dtype: str | None
     hf_class: str | None
     path: Path | None
     warnings: tuple[str, ...]
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The config to build from.
+
+        Raises:
+            UnsupportedModelError: it can be sized, but not built here; the message says why.
+        """
+        if self.buildable is None:
+            raise UnsupportedModelError(f"{self.name} can be sized but not built here: {self.why_not_buildable}")
+        return self.buildable
 
 
 def read_source(source: str | Path) -> ModelSource:
@@ -81,9 +98,36 @@ def source_of_values(values: Mapping[str, Any], name: str) -> ModelSource:
     Raises:
         ConfigError, UnsupportedModelError: as `read_config`.
     """
-    config, hf_class, warnings = read_config(values)
+    if values.get("model_type") == NATIVE_MODEL_TYPE:
+        config, hf_class, warnings = read_config(values)
+        network = network_of(config)
+        return _model_source(values, name, network, hf_class, warnings, buildable=config)
+    network, hf_class, warnings = read_network(values)
+    try:
+        return _model_source(values, name, network, hf_class, warnings, buildable=read_config(values)[0])
+    except InputError as error:
+        return _model_source(values, name, network, hf_class, warnings, why_not_buildable=str(error))
+
+
+def _model_source(
+    values: Mapping[str, Any],
+    name: str,
+    network: Network,
+    hf_class: str | None,
+    warnings: tuple[str, ...],
+    *,
+    buildable: TransformerConfig | None = None,
+    why_not_buildable: str = "",
+) -> ModelSource:
     return ModelSource(
-        name=name, config=config, dtype=read_dtype(values), hf_class=hf_class, path=None, warnings=warnings
+        name=name,
+        network=network,
+        buildable=buildable,
+        why_not_buildable=why_not_buildable,
+        dtype=read_dtype(values),
+        hf_class=hf_class,
+        path=None,
+        warnings=warnings,
     )
 
 
