@@ -4,9 +4,9 @@
 
 A field is sizeless if no value tried changes the shapes of a model on the meta device. All candidate fields are changed
 at once, and the smallest set of changes that moves a shape (or does not build) is taken out until none does, so fields
-that matter only together are found too. This happens from two starting points: the defaults with few layers, and the
-same with every boolean flipped and every optional size set as far as it builds. Fields whose name speaks of a size, of
-attention windows or of layers are never candidates.
+that matter only together are found too. This happens from three starting points: the defaults with few layers, the same
+with every boolean flipped and every optional size set as far as it builds, and the defaults in full depth, as some kinds
+of layers come late. Fields whose name speaks of a size, of attention windows, of layers or of biases are no candidates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ NEVER = re.compile(
     r"size|dim|num_|layers?(?!_?norm|_?drop|_?scale_init)|expert|rank|width|vocab|position|window|head|depth|channel|kernel"
     r"|stride|patch|group|^n_|_n$|^d_|length|pattern|types?$|cross|decoder$|tie_|top_?k$|per_tok|capacity|sparse|sparsity"
     r"|step|freq|interval|every|offset|period|first_|start$|end$|skip|replace|block|chunk|cache_|pool|tokens?$|max_|min_"
-    r"|sliding|local|global|causal|bidirectional|expand|ratio|share|quant|adapter|config$|labels|stage|frames?$|bins|per_"
+    r"|sliding|local|global|causal|bidirectional|expand|ratio|share|quant|adapter|config$|labels|stage|frames?$|bins|per_|bias|mlp(?!_dropout)|conv|qk_|double|moe_k$|pos_emb|embedding_fraction|mode$|out_norm|mem_len"
+    r"|mtp|rotary_value|parallel|rel_extent|gated|memory"
 )
 # Names that NEVER would catch by a word in them, and that are none of these.
 TOKENS = re.compile(
@@ -45,8 +46,9 @@ TOKENS = re.compile(
 ACTIVATION = re.compile(r"act$|act_fn$|activation(_function|_fn)?$")
 ACTIVATIONS = ("relu", "silu", "gelu")
 ROPES = ({"rope_type": "default", "rope_theta": 5e5}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+HARMLESS = ("rope_parameters", "use_cache")
 FEW_LAYERS = re.compile(r"^(num_(hidden_)?layers|n_layers?|(num_)?(en|de)coder_layers|num_(en|de)coder_layers)$")
-BUILD_S, FAMILY_S, MODELS = 3, 12, 5
+BUILD_S, FAMILY_S, MODELS = 4, 20, 4
 FIRST_TASKS = ("causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "speech_seq2seq", "base")
 
 Changes = dict[str, Any]
@@ -93,15 +95,27 @@ def probe(
         return [], reason
     starts.append(_everything_on(builder, config_class, starts[0]))
     cleared = [_cleared(builder, config_class, start, deadline) for start in starts]
+    cleared.append(_cleared_in_depth(builder, config_class, cleared[0] & cleared[1], deadline))
     if time.monotonic() > deadline:
         return [], "ran out of time"
-    return sorted(cleared[0] & cleared[1]), None
+    return sorted(set.intersection(*cleared)), None
 
 
-def _cleared(builder: Build, config_class: type[PreTrainedConfig], start: Changes, deadline: float) -> set[str]:
+def _cleared_in_depth(
+    builder: Build, config_class: type[PreTrainedConfig], names: set[str], deadline: float
+) -> set[str]:
+    """Those of the names that move nothing in full depth; where that is not built in time, the plainest."""
+    if _signature(builder, {}) is None:
+        return {name for name in names if TOKENS.search(name) or ACTIVATION.search(name) or name in HARMLESS}
+    return _cleared(builder, config_class, {}, deadline, names)
+
+
+def _cleared(
+    builder: Build, config_class: type[PreTrainedConfig], start: Changes, deadline: float, only: set[str] | None = None
+) -> set[str]:
     """Fields of which at least one other value builds and none that builds moves a shape, all changed together."""
     base = _signature(builder, start)
-    values = dict(_candidates(config_class, start))
+    values = {name: tries for name, tries in _candidates(config_class, start) if only is None or name in only}
     cleared: set[str] = set()
     moving: set[str] = set()
     for turn in range(max(map(len, values.values()), default=0)):
