@@ -1,0 +1,124 @@
+"""How long a request takes on a device: the roofline, over what real runs reach of the peaks, with an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from estimator.achievable import Achievable, achievable_of
+from estimator.config import TransformerConfig
+from estimator.devices import Device
+from estimator.figures import Figure
+from estimator.flops import count_flops
+from estimator.memory import count_kv_cache_bytes, count_state_bytes
+from estimator.network import Network
+from estimator.phases import decode_runs, prefill_runs, stack_rows
+from estimator.roofline import count_read_bytes, peak_rate
+from estimator.weights import network_of
+from estimator.workload import Workload
+
+__all__ = ["LatencyEstimate", "PhaseTime", "estimate_latency"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTime:
+    """Seconds of one phase: what is expected with its interval, the bound that no run beats, and what binds.
+
+    `flops` and `bytes_moved` are what the bound divides; `intensity` is their ratio in FLOP per byte.
+    """
+
+    time_s: Figure
+    bound_s: float
+    limit: str
+    flops: int
+    bytes_moved: int
+
+    @property
+    def intensity(self) -> float:
+        return self.flops / self.bytes_moved
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of one phase; value, low, high and origin are a contract."""
+        return self.time_s.to_dict() | {
+            "bound_s": self.bound_s,
+            "limit": self.limit,
+            "flops": self.flops,
+            "bytes_moved": self.bytes_moved,
+            "intensity_flops_per_byte": self.intensity,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyEstimate:
+    """Both phases, None where there is no such phase. `achievable` holds the fractions and where they come from.
+
+    Time to first token is the prefill; a sequence gets a token every `decode_s_per_token`, the batch
+    `batch_size` of them.
+    """
+
+    prefill_s: PhaseTime
+    decode_s_per_token: PhaseTime | None
+    request_s: float
+    tokens_per_s: float | None
+    achievable: Achievable
+
+
+def estimate_latency(
+    model: TransformerConfig | Network, workload: Workload, device: Device, achievable: Achievable | None = None
+) -> LatencyEstimate | None:
+    """Time of both phases on a device; None when no peak rate or bandwidth of it is known.
+
+    Time = max(FLOPs / (peak · fraction), bytes / (bandwidth · fraction)). Prefill reads all weights once and writes
+    the prompt's keys and values. A decode step of B sequences computes B tokens, and reads all weights once and the
+    whole cache. Of experts, those are read that the rows choose.
+
+    Ignores: activations that spill from the caches, launch overhead (models too small to fill a device take longer),
+        communication.
+    Source: Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009; fractions: `Achievable.source`.
+    """
+    network = network_of(model)
+    peak, bandwidth = peak_rate(workload, device), device.memory_bandwidth_bytes_per_s
+    if peak is None or bandwidth is None:
+        return None
+    achievable = achievable or achievable_of(device)
+    flops = count_flops(network, workload)
+    read = count_read_bytes(prefill_runs(network, workload), workload)
+    written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
+    is_fp32 = workload.activation_dtype == "fp32" and workload.weight_dtype not in ("int8", "int4")
+    fraction = achievable.fp32_fraction if is_fp32 else achievable.matrix_fraction
+    sustained = peak * fraction, bandwidth * achievable.bandwidth_fraction
+    prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable)
+    decode = None
+    if flops.decode_flops_per_token is not None:
+        read = count_read_bytes(decode_runs(network, workload), workload)
+        cache = count_kv_cache_bytes(network, workload) + count_state_bytes(network, workload)
+        step_flops = workload.batch_size * flops.decode_flops_per_token
+        decode = _phase(step_flops, read + cache, (peak, bandwidth), sustained, achievable)
+    step_s = 0.0 if decode is None else decode.time_s.value
+    return LatencyEstimate(
+        prefill_s=prefill,
+        decode_s_per_token=decode,
+        request_s=prefill.time_s.value + workload.generated_length * step_s,
+        tokens_per_s=workload.batch_size / step_s if step_s else None,
+        achievable=achievable,
+    )
+
+
+def _phase(
+    flops: int,
+    bytes_moved: int,
+    peaks: tuple[float, float],
+    sustained: tuple[float, float],
+    achievable: Achievable,
+) -> PhaseTime:
+    bound_s = max(flops / peaks[0], bytes_moved / peaks[1])
+    compute_s, bandwidth_s = flops / sustained[0], bytes_moved / sustained[1]
+    value = max(compute_s, bandwidth_s)
+    figure = Figure(
+        value=value,
+        low=max(min(bound_s, value), value / achievable.spread),
+        high=value * achievable.spread,
+        origin=achievable.origin,
+    )
+    limit = "compute" if compute_s >= bandwidth_s else "bandwidth"
+    return PhaseTime(time_s=figure, bound_s=bound_s, limit=limit, flops=flops, bytes_moved=bytes_moved)
