@@ -11,10 +11,22 @@ import contextlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, overload
 
 from estimator.errors import CorruptFileError
 
-__all__ = ["check_self_contained", "read_properties"]
+__all__ = ["ByteSource", "check_self_contained", "fields", "read_properties", "varint"]
+
+
+class ByteSource(Protocol):
+    """Bytes by position: a mapped file, or a window over one."""
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+
 
 # Which fields of a message hold which messages, as far as tensors can be found in them.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -50,8 +62,8 @@ def read_properties(path: str | Path) -> dict[str, str]:
         CorruptFileError: the file is missing or no ONNX model.
     """
     with _opened(path) as data:
-        entries = [span for number, *span in _fields(data, 0, len(data)) if number == _PROPERTIES]
-        texts = [{n: data[a:b].decode() for n, a, b in _fields(data, *span)} for span in entries]
+        entries = [span for number, *span in fields(data, 0, len(data)) if number == _PROPERTIES]
+        texts = [{n: data[a:b].decode() for n, a, b in fields(data, *span)} for span in entries]
     return {text.get(_KEY, ""): text.get(_VALUE, "") for text in texts}
 
 
@@ -60,7 +72,7 @@ def _opened(path: str | Path) -> Iterator[mmap.mmap]:
     """The bytes of what has the outer form of an ONNX model; what goes wrong with them becomes a CorruptFileError."""
     try:
         with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if _GRAPH not in {number for number, _, _ in _fields(data, 0, len(data))}:
+            if _GRAPH not in {number for number, _, _ in fields(data, 0, len(data))}:
                 raise ValueError("it has no graph")
             yield data
     except OSError as error:
@@ -72,7 +84,7 @@ def _opened(path: str | Path) -> Iterator[mmap.mmap]:
 def _has_external(data: mmap.mmap, message: str, start: int, end: int, level: int) -> bool:
     if level > _MOST_LEVELS:
         raise ValueError("graphs are nested too deeply")
-    for number, first, last in _fields(data, start, end):
+    for number, first, last in fields(data, start, end):
         if message == "tensor" and number == _TENSOR_EXTERNAL_DATA:
             return True
         child = _CHILDREN[message].get(number)
@@ -81,19 +93,23 @@ def _has_external(data: mmap.mmap, message: str, start: int, end: int, level: in
     return False
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first byte and end of each field of the message in data[start:end]."""
+def fields(data: ByteSource, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first byte and end of each field of the message in data[start:end].
+
+    Raises:
+        ValueError: it is no message.
+    """
     position = start
     while position < end:
-        tag, position = _varint(data, position, end)
+        tag, position = varint(data, position, end)
         first = position
         match tag & 7:
             case 0:
-                _, position = _varint(data, position, end)
+                _, position = varint(data, position, end)
             case 1:
                 position += 8
             case 2:
-                length, first = _varint(data, position, end)
+                length, first = varint(data, position, end)
                 position = first + length
             case 5:
                 position += 4
@@ -104,8 +120,12 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         yield tag >> 3, first, position
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """The number at `position`, and the position behind it."""
+def varint(data: ByteSource, position: int, end: int) -> tuple[int, int]:
+    """The number at `position`, and the position behind it.
+
+    Raises:
+        ValueError: there is none before `end`.
+    """
     value = shift = 0
     while position < end and shift < 64:
         byte = data[position]

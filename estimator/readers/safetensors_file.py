@@ -19,7 +19,7 @@ from estimator.readers.weight_records import (
     FileTensor,
     WeightFile,
     check_shape,
-    check_tensor_count,
+    check_totals,
     file_size,
     path_inside,
     show_name,
@@ -100,7 +100,7 @@ def read_safetensors_index(path: str | Path) -> WeightFile:
             if weight_map.pop(tensor.name, None) != name:
                 unlisted.append(tensor.name)
             tensors.append(tensor)
-        check_tensor_count(len(tensors), path)
+        check_totals(len(tensors), 0, path)
     _check_listed(path, weight_map, unlisted, tensors)
     return _weight_file(tuple(shards.values()), tensors, metadata, _size_warnings(metadata, tensors))
 
@@ -148,6 +148,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _read_weight_map(scanner: JsonScanner, weight_map: dict[str, str], path: Path) -> None:
     shards: dict[str, str] = {}  # one string per file, however many tensors name it
+    name_bytes = 0
     for name in scanner.entries():
         shard = scanner.value(most_bytes=_MOST_ENTRY_BYTES)
         if not isinstance(shard, str):
@@ -155,7 +156,8 @@ def _read_weight_map(scanner: JsonScanner, weight_map: dict[str, str], path: Pat
         if name in weight_map:
             raise ValueError(f"{show_name(name)} stands twice")
         weight_map[name] = shards.setdefault(shard, shard)
-        check_tensor_count(len(weight_map), path)
+        name_bytes += len(name)
+        check_totals(len(weight_map), name_bytes, path)
         if len(shards) > _MOST_SHARDS:
             raise ValueError(f"it names more than {_MOST_SHARDS:,} files")
 
@@ -205,6 +207,7 @@ def _read_entries(
     spans: list[tuple[int, int, int]] = []
     names: set[str] = set()
     metadata: dict[str, Any] = {}
+    name_bytes = 0
     for name in scanner.entries():
         if name in names:
             raise ValueError(f"tensor {show_name(name)} stands twice")
@@ -215,7 +218,8 @@ def _read_entries(
         tensor, begin = _read_entry(name, scanner.value(most_bytes=_MOST_ENTRY_BYTES), path)
         spans.append((begin, begin + tensor.num_bytes, len(tensors)))
         tensors.append(tensor)
-        check_tensor_count(len(tensors), path)
+        name_bytes += len(name)
+        check_totals(len(tensors), name_bytes, path)
     scanner.finish()
     return tensors, spans, metadata
 

@@ -12,23 +12,25 @@ from typing import Any
 from estimator.errors import CorruptFileError, InputError
 
 __all__ = [
+    "MOST_NAME_BYTES",
     "MOST_TENSORS",
     "FileTensor",
     "WeightFile",
     "check_shape",
-    "check_tensor_count",
+    "check_totals",
     "file_size",
     "path_inside",
     "show_name",
 ]
 
-MOST_TENSORS = 250_000  # Kimi-K2 with fp8 scales, the largest published, has about 140,000
-_MOST_DIMS, _MOST_ELEMENTS = 16, 2**62
+MOST_TENSORS = 200_000  # Kimi-K2 with fp8 scales, the largest published, has about 140,000
+MOST_NAME_BYTES = 24_000_000  # of all names together; those of Kimi-K2 take 8 MB
+_MOST_DIMS, _MOST_ELEMENTS = 8, 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTensor:
-    """One tensor. `shape` is in PyTorch's order, `dtype` a number type (fp32, bf16, int8 ...) or a ggml type (Q4_K ...).
+    """One tensor. `shape` is in PyTorch's order, `dtype` a number type (fp32, bf16, int8) or a ggml type (Q4_K).
 
     `num_bytes` is what the file stores for it.
     """
@@ -110,10 +112,12 @@ def check_shape(shape: tuple[Any, ...], name: str, path: Path) -> tuple[int, ...
     return shape
 
 
-def check_tensor_count(count: int, path: Path) -> None:
-    """Raises CorruptFileError if no model has that many tensors."""
-    if count > MOST_TENSORS:
+def check_totals(num_tensors: int, name_bytes: int, path: Path) -> None:
+    """Raises CorruptFileError if no model has so many tensors, or such long names."""
+    if num_tensors > MOST_TENSORS:
         raise CorruptFileError(f"{path} has more than {MOST_TENSORS:,} tensors; no model has")
+    if name_bytes > MOST_NAME_BYTES:
+        raise CorruptFileError(f"{path} has more than {MOST_NAME_BYTES:,} bytes of names; no model has")
 
 
 def file_size(path: Path) -> int:
