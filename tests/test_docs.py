@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from estimator.cli import build_parser
+from estimator.cli import COMMANDS, build_parser
 from nas import cli as nas_cli
 from nas.space import SearchSpace
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PARSERS = {"nas": nas_cli.build_parser(), "estimator": build_parser(with_measure=True)}
+PARSERS = {"nas": nas_cli.build_parser(), "estimator": build_parser(list(COMMANDS))}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 

@@ -67,25 +67,26 @@ def main() -> None:
             print(f"    refused {times}: {text}")
 
 
-def compare(model_type: str, rng: random.Random, combinations: int, shapes: bool = False) -> Outcome:
-    """Every variant of every class of a family."""
+def compare(
+    model_type: str, rng: random.Random, combinations: int, shapes: bool = False, *, singles: int | None = None
+) -> Outcome:
+    """Variants of every class of a family: all single changes (or so many), and combinations of those that build."""
     outcome = Outcome()
     data = family_data(model_type)
     assert data is not None, f"{model_type} is not in families.json"
+    start = _few_layers(config_classes()[model_type])
     for hf_class in [name for name in data.classes if hasattr(transformers, name)]:
         is_main = hf_class == data.default_class
-        start = _few_layers(config_classes()[model_type])
-        singles = list(single_changes(model_type, start)) if is_main else []
-        built = []
-        for changes in [{}, *singles]:
-            if check(model_type, hf_class, start | changes, outcome, shapes) and changes:
-                built.append(changes)
-        for _ in range(combinations if is_main else 1):
-            if len(built) > 1:
-                mixed: Changes = {}
-                for changes in rng.sample(built, min(len(built), rng.randint(2, 6))):
-                    mixed |= changes
-                check(model_type, hf_class, start | mixed, outcome, shapes)
+        changes = list(single_changes(model_type, start)) if is_main else []
+        if singles is not None:
+            changes = rng.sample(changes, min(len(changes), singles))
+        check(model_type, hf_class, start, outcome, shapes)
+        built = [some for some in changes if check(model_type, hf_class, start | some, outcome, shapes)]
+        for _ in range(combinations if built else 0):
+            mixed: Changes = {}
+            for some in rng.sample(built, rng.randint(1, min(len(built), 6))):
+                mixed |= some
+            check(model_type, hf_class, start | mixed, outcome, shapes)
     return outcome
 
 

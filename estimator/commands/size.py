@@ -1,0 +1,146 @@
+"""The command `estimator size`: what a model needs, and what it takes on a device."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
+from estimator.display import print_json, shorten
+from estimator.figures import Figure
+from estimator.readers.source import ModelSource, bundled_models, read_source
+from estimator.sized_source import size_document
+from estimator.sizing import Estimate
+
+__all__ = ["add_parser", "run"]
+
+_DESCRIPTION = """What a model needs: parameters, memory, FLOPs. With a device: whether it fits, and its time.
+
+SOURCE is a Hugging Face config.json, its folder, a .safetensors, .gguf or .onnx file, or a bundled model:
+"""
+_EXAMPLES = """examples:
+  estimator size gpt2
+  estimator size ./config.json --batch-size 8 --sequence-length 2048 --json
+  estimator size mistral-7b --weight-dtype int8 --kv-dtype bf16 --device l4"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `size` to the subparsers of the command line."""
+    parser = commands.add_parser(
+        "size",
+        help="parameters, memory, FLOPs, and the time on a device",
+        description=_DESCRIPTION + "  " + ", ".join(bundled_models()),
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--device", metavar="D", help="a name from `estimator devices`")
+    add_workload(parser)
+    parser.add_argument("--explain", action="store_true", help="derive every figure")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the estimate; 0.
+
+    Raises:
+        InputError: the source, the device or a number is not understood.
+    """
+    source = read_source(args.source)
+    result = size_of_arguments(source, args)
+    if args.json:
+        print_json(size_document(result, source) | (_derivations(result) if args.explain else {}))
+        return 0
+    print(_table(result, source))
+    if args.explain:
+        print(_explanation(result))
+    print(f"\nnext: {_next_step(args, result)}", file=sys.stderr)
+    return 0
+
+
+def _derivations(result: Estimate) -> dict[str, Any]:
+    from estimator.explain import LEGEND, derive
+
+    return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}}
+
+
+def _table(result: Estimate, source: ModelSource) -> str:
+    workload, memory, compute = result.workload, result.memory, result.compute
+    named = f" ({source.hf_class})" if source.hf_class else ""
+    lines = [
+        f"{source.name}: {_shape(result)}{named}",
+        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,}",
+        f"weights {workload.weight_dtype}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
+        "",
+        _row("parameters", result.params.total, "", "counted"),
+        *(_row(f"  {part.replace('_', ' ')}", count, "", "counted") for part, count in result.params.by_part.items()),
+        _row("memory", memory.total_bytes, "B", "modelled"),
+        _row("  weights", memory.weights_bytes, "B", "counted"),
+        _row("  KV cache", memory.kv_cache_bytes, "B", "counted"),
+        _row("  activations", memory.activations_bytes, "B", "modelled"),
+        _row("  runtime", memory.runtime_bytes, "B", "modelled"),
+        _row("prefill", compute.prefill_flops, "FLOP", "counted"),
+        _row("decode, per token", compute.decode_flops_per_token, "FLOP", "counted"),
+        *_latency_lines(result),
+        *(f"warning: {warning}" for warning in result.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _shape(result: Estimate) -> str:
+    stacks = (f"{len(stack.layers)} {stack.name} layers of {stack.hidden_size:,}" for stack in result.network.stacks)
+    return f"{result.network.architecture}, {', '.join(stacks)}"
+
+
+def _latency_lines(result: Estimate) -> list[str]:
+    if result.latency is None or result.device is None:
+        return []
+    answer = {True: "yes", False: "no", None: "not known"}[result.fits]
+    capacity = result.device.memory_bytes
+    of = "" if capacity is None else f", {result.memory.total_bytes / capacity:.0%} of {shorten(capacity, 'B')}"
+    return [
+        "",
+        f"on {result.device.label}",
+        f"  fits               {answer}{of}",
+        _bound("  prefill", result.latency.prefill_s, result.latency.prefill_limit),
+        _bound("  decode, per token", result.latency.decode_s_per_token, result.latency.decode_limit),
+    ]
+
+
+def _bound(label: str, figure: Figure | None, limit: str | None) -> str:
+    if figure is None or figure.low is None or figure.high is None:
+        return f"{label:<20} -"
+    span = f"at least {shorten(figure.low, 's')}, measured runs took up to {shorten(figure.high, 's')}"
+    return f"{label:<20} {span}   {figure.origin}, {limit} binds"
+
+
+def _row(label: str, value: int | None, unit: str, origin: str) -> str:
+    if value is None:
+        return f"{label:<20} {'-':>12}"
+    return f"{label:<20} {shorten(value, unit):>12} {value:>24,}   {origin}"
+
+
+def _explanation(result: Estimate) -> str:
+    from estimator.explain import LEGEND, derive
+
+    lines = ["", "how each figure is derived", f"  {LEGEND}"]
+    for row in derive(result):
+        value = f"{row.value:,}" if isinstance(row.value, int) else f"{row.value:.4g}"
+        lines += ["", f"{row.figure} = {value}   ({row.origin})", f"  = {row.formula}", f"  = {row.numbers}"]
+        lines.append(f"  source: {row.source}")
+    return "\n".join(lines)
+
+
+def _next_step(args: argparse.Namespace, result: Estimate) -> str:
+    source, device = shlex.quote(args.source), shlex.quote(args.device or "")
+    if result.device is None:
+        return f"estimator size {source} --device t4   (`estimator devices` lists the names)"
+    if result.fits is False and result.workload.weight_dtype != "int4":
+        return f"estimator size {source} --device {device} --weight-dtype int4"
+    if not args.explain:
+        return f"estimator size {source} --device {device} --explain"
+    return f"estimator measure {source}"
