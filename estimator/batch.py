@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from estimator.config import PER_LAYER_FIELDS, Layer, TransformerConfig
 from estimator.errors import ConfigError, InputError
 from estimator.flops import block_flops
-from estimator.memory import block_live_elements, output_live_elements, runtime_bytes, weight_bytes
+from estimator.memory import block_moment, end_moment, runtime_bytes, weight_bytes
 from estimator.network import Block
 from estimator.sizing import estimate
 from estimator.weights import embedding_blocks, layer_blocks, output_blocks
@@ -269,10 +269,10 @@ def _estimate_group(table: Columns, workload: Workload) -> dict[str, Ints]:
         sums["kv_cache_bytes"] += elements * int(DTYPE_BYTES[workload.kv_cache_dtype])
         sums["decode_flops_per_token"] += _over(times, _flops(blocks, 1, keys))
     logits_width = cast(Any, config.vocab_size) if config.head in ("causal_lm", "masked_lm") else 0
-    live = np.asarray(output_live_elements(cast(Any, config.hidden_size), logits_width, length))
+    live = np.asarray(end_moment(cast(Any, config.hidden_size), logits_width, length).count_elements())
     for part in ("attention", "feed_forward"):
-        moment = sum(block_live_elements(block, length, length, True) for block in blocks if block.part == part)
-        live = live + np.max(runs * moment, axis=1)
+        moments = (block_moment(block, length, length, scores_stored=True) for block in blocks if block.part == part)
+        live = live + np.max(runs * sum(moment.count_elements() for moment in moments), axis=1)
     activation_bytes = batch_size * int(DTYPE_BYTES[workload.activation_dtype])
     weights_sum, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
     result_width = logits_width if config.head in ("causal_lm", "masked_lm") else cast(Any, config.hidden_size)

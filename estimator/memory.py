@@ -8,29 +8,33 @@ from dataclasses import dataclass
 from estimator.config import TransformerConfig
 from estimator.devices import Device
 from estimator.network import Block, Network, Stack, Weight, stored_weights
-from estimator.phases import cached_tokens, running_stacks, source_tokens, stack_rows
+from estimator.phases import block_keys, block_rows, cached_tokens, running_stacks, source_tokens, stack_rows
 from estimator.weights import network_of
 from estimator.workload import DTYPE_BYTES, Workload
 
 __all__ = [
     "INT4_BLOCK",
+    "INT4_SCALE_BYTES",
+    "INT8_SCALE_BYTES",
     "RUNTIME_BASE_BYTES",
     "RUNTIME_WEIGHTS_PERCENT",
     "MemoryEstimate",
-    "block_live_elements",
+    "Moment",
+    "block_moment",
     "count_kv_cache_bytes",
     "count_state_bytes",
     "count_weight_bytes",
+    "end_moment",
     "estimate_memory",
     "output_elements",
-    "output_live_elements",
     "runtime_bytes",
     "weight_bytes",
+    "widest_moments",
 ]
 
 INT4_BLOCK = 32  # inputs that share one fp16 scale; MatMulNBits pads a row to whole blocks
-_INT8_SCALE_BYTES = 4  # one fp32 scale per output channel
-_INT4_SCALE_BYTES = 2
+INT8_SCALE_BYTES = 4  # one fp32 scale per output channel
+INT4_SCALE_BYTES = 2
 # ONNX Runtime 1.32 on a CPU, measured by benchmarks/runtime_memory.py: loading adds 11 MB and, beside the weights,
 # packed copies of about 0.45 of them (0.03 to 0.85 in 48 runs: the allocator gives memory back or not).
 RUNTIME_BASE_BYTES = 11_000_000
@@ -51,6 +55,23 @@ class MemoryEstimate:
     activations_bytes: int
     runtime_bytes: int | None
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What is alive of one sequence (or image): `live_width` elements a row, and the scores of `num_heads` heads."""
+
+    num_rows: int
+    live_width: int
+    num_heads: int = 0
+    num_keys: int = 0
+
+    def count_elements(self) -> int:
+        """All elements: rows * (width + heads * keys)."""
+        return self.num_rows * (self.live_width + self.num_heads * self.num_keys)
+
+
+_NOTHING = Moment(num_rows=0, live_width=0)
 
 
 def estimate_memory(
@@ -94,10 +115,10 @@ def weight_bytes(weight: Weight, workload: Workload) -> int:
     if weight.role == "linear" and weight.quantized:
         out, inner = weight.shape
         if workload.weight_dtype == "int8":
-            return weight.copies * (out * inner + _INT8_SCALE_BYTES * out)
+            return weight.copies * (out * inner + INT8_SCALE_BYTES * out)
         if workload.weight_dtype == "int4":
             blocks = -(-inner // INT4_BLOCK)
-            return weight.copies * out * blocks * (INT4_BLOCK // 2 + _INT4_SCALE_BYTES)
+            return weight.copies * out * blocks * (INT4_BLOCK // 2 + INT4_SCALE_BYTES)
     is_float = workload.weight_dtype not in ("int8", "int4")
     dtype = workload.weight_dtype if is_float else workload.activation_dtype
     return weight.copies * math.prod(weight.shape) * int(DTYPE_BYTES[dtype])
@@ -114,11 +135,8 @@ def count_kv_cache_bytes(model: TransformerConfig | Network, workload: Workload,
     network = network_of(model)
     if not network.is_causal:
         return 0
-    tokens, source = (
-        cached_tokens(network, workload) if num_tokens is None else num_tokens,
-        source_tokens(network, workload),
-    )
-    elements = 0
+    tokens = cached_tokens(network, workload) if num_tokens is None else num_tokens
+    source, elements = source_tokens(network, workload), 0
     for block in network.main.blocks:
         if block.attention is not None:
             kept = source if block.attention.is_cross else block.attention.kept_tokens(tokens)
@@ -136,21 +154,34 @@ def count_state_bytes(model: TransformerConfig | Network, workload: Workload) ->
     return workload.batch_size * elements * int(DTYPE_BYTES[workload.activation_dtype])
 
 
-def block_live_elements(block: Block, num_rows: int, num_keys: int, scores_stored: bool) -> int:
-    """Elements alive for one sequence at the widest moment of a block.
+def block_moment(block: Block, num_rows: int, num_keys: int, *, scores_stored: bool) -> Moment:
+    """The widest moment of a block for one sequence.
 
-    Attention: L*(D + (N+2K)H + NH), the residual, q, k, v and the result, plus N*L*L scores where they are stored.
-    Feed-forward: L*(2D + F), the residual, the input and the inner tensor, which is there twice when gated.
+    Attention: D + (N+2K)H + NH a row, the residual, q, k, v and the result, and the scores where they are stored.
+    Feed-forward: 2D + F a row, the residual, the input and the inner tensor, which is there twice when gated.
     """
-    live = num_rows * block.live_width
-    if block.attention is not None and scores_stored:
-        live = live + block.attention.num_attention_heads * num_rows * num_keys
-    return live
+    heads = block.attention.num_attention_heads if block.attention is not None and scores_stored else 0
+    return Moment(num_rows=num_rows, live_width=block.live_width, num_heads=heads, num_keys=num_keys)
 
 
-def output_live_elements(hidden_size: int, logits_width: int, num_rows: int) -> int:
-    """Elements alive for one sequence when the head has run: the hidden states, and the logits of every row."""
-    return num_rows * (hidden_size + logits_width)
+def end_moment(hidden_size: int, logits_width: int, num_rows: int) -> Moment:
+    """What is alive for one sequence when the head has run: the hidden states, and the logits of every row."""
+    return Moment(num_rows=num_rows, live_width=hidden_size + logits_width)
+
+
+def widest_moments(
+    network: Network, stack: Stack, workload: Workload, *, scores_stored: bool
+) -> tuple[Moment, Moment, Moment]:
+    """The widest moments of a stack in prefill: where rows mix (attention, states), where they do not, at the end."""
+    rows, source = stack_rows(network, stack, workload), source_tokens(network, workload)
+    logits_width = network.logits_width if stack is network.main else 0
+    mixing, others = [_NOTHING], [_NOTHING]
+    for block in (block for layer in stack.layers for block in layer.blocks):
+        own_rows, keys = block_rows(block, rows, source), block_keys(block, rows, source)
+        moments = mixing if block.part in ("attention", "state_space") else others
+        moments.append(block_moment(block, own_rows, keys, scores_stored=scores_stored))
+    widest = max(mixing, key=Moment.count_elements), max(others, key=Moment.count_elements)
+    return *widest, end_moment(stack.hidden_size, logits_width, rows)
 
 
 def output_elements(network: Network, num_rows: int) -> int:
@@ -159,7 +190,7 @@ def output_elements(network: Network, num_rows: int) -> int:
 
 
 def runtime_bytes(weights_bytes: int, outputs_bytes: int) -> int:
-    """Bytes that ONNX Runtime adds on a CPU: 11 MB, packed copies of 0.45 of the weights, and a copy of the outputs.
+    """Bytes that ONNX Runtime adds on a CPU: its own, packed copies of a share of the weights, a copy of the outputs.
 
     The outputs are the result and the present key-values, which are handed over as copies.
     Source: benchmarks/runtime_memory.py.
@@ -174,13 +205,5 @@ def _activation_elements(network: Network, workload: Workload, on_cpu: bool) -> 
 
 
 def _stack_live_elements(network: Network, stack: Stack, workload: Workload, on_cpu: bool) -> int:
-    rows, source = stack_rows(network, stack, workload), source_tokens(network, workload)
-    mixing, others = [0], [0]
-    for block in (block for layer in stack.layers for block in layer.blocks):
-        keys = source if block.attention is not None and block.attention.is_cross else rows
-        moments = mixing if block.part in ("attention", "state_space") else others
-        moments.append(block_live_elements(block, rows, keys, scores_stored=on_cpu))
-    logits_width = network.logits_width if stack is network.main else 0
-    widest = max(mixing), max(others), output_live_elements(stack.hidden_size, logits_width, rows)
-    images = workload.num_images if stack.optional else 1
-    return images * (sum(widest) if on_cpu else max(widest))
+    widths = [moment.count_elements() for moment in widest_moments(network, stack, workload, scores_stored=on_cpu)]
+    return (workload.num_images if stack.optional else 1) * (sum(widths) if on_cpu else max(widths))

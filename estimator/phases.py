@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from estimator.network import Block, Network, Stack
 from estimator.workload import Workload
 
-__all__ = ["BlockRun", "cached_tokens", "decode_runs", "prefill_runs", "running_stacks", "source_tokens", "stack_rows"]
+__all__ = [
+    "BlockRun",
+    "block_keys",
+    "block_rows",
+    "cached_tokens",
+    "decode_runs",
+    "prefill_runs",
+    "running_stacks",
+    "source_tokens",
+    "stack_rows",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +49,8 @@ def prefill_runs(network: Network, workload: Workload) -> Iterator[BlockRun]:
                 block=block,
                 owns_weights=owns_weights,
                 num_sequences=sequences,
-                num_rows=sequences * _positions(block, rows, source),
-                num_keys=_keys(block, rows, source),
+                num_rows=sequences * block_rows(block, rows, source),
+                num_keys=block_keys(block, rows, source),
             )
 
 
@@ -93,11 +103,13 @@ def cached_tokens(network: Network, workload: Workload) -> int:
     return workload.context_length
 
 
-def _positions(block: Block, rows: int, source: int) -> int:
+def block_rows(block: Block, rows: int, source: int) -> int:
+    """Rows of one sequence that pass through a block, of the stack's `rows` and the encoder's `source` rows."""
     if block.positions is None:
         return rows
     return source if isinstance(block.positions, str) else block.positions
 
 
-def _keys(block: Block, rows: int, source: int) -> int:
+def block_keys(block: Block, rows: int, source: int) -> int:
+    """Keys that each row of a block attends to: the encoder's rows in cross-attention, else the stack's."""
     return source if block.attention is not None and block.attention.is_cross else rows
