@@ -10,9 +10,10 @@ from typing import Any
 
 from estimator.errors import UnknownDeviceError
 
-__all__ = ["DEVICE_KINDS", "NUMBERS", "RATE_DTYPES", "Device", "Source", "get_device", "load_devices"]
+__all__ = ["DEVICE_KINDS", "NUMBERS", "RATE_DTYPES", "SEGMENTS", "Device", "Source", "get_device", "load_devices"]
 
 DEVICE_KINDS = ("cpu", "gpu", "accelerator")
+SEGMENTS = ("embedded", "phone", "laptop", "desktop", "workstation", "server")
 RATE_DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4")
 # The fields of a device that come from a document, in the order in which they are shown.
 NUMBERS = (
@@ -42,19 +43,19 @@ class Source:
 class Device:
     """One row of devices.toml. `sources` names the origin of every number that is not None, by field name.
 
-    `kind` is cpu, gpu or accelerator (matrix units that run no general code); `family` its generation, such as ampere,
-    cdna2 or zen4: devices of one family reach similar fractions of their peaks. `num_cores` counts a CPU's cores, all
-    kinds together, and a GPU's fp32 lanes; `clock_hz` is the highest published rate of any of them. `instruction_set`
-    is a CPU's widest for matrix products. `l2_cache_bytes` and `l3_cache_bytes` are totals of the device; a GPU's
-    memory-side cache counts as its L3. `peak_flops_per_s` holds dense rates by number type (RATE_DTYPES; multiply and
-    add of the integer types count as two), fp32 without TF32. `memory_bytes` is None for a processor sold without
-    memory.
+    `kind` is cpu, gpu or accelerator (matrix units that run no general code); `family` the maker's generation, such as
+    ampere, cdna2 or zen4; `segment` what it is sold for. `num_cores` counts a CPU's cores, all sorts together, and a
+    GPU's fp32 lanes; `clock_hz` is the highest published rate of any of them. `instruction_set` is a CPU's widest for
+    matrix products. `l2_cache_bytes` and `l3_cache_bytes` are totals of the device; a GPU's memory-side cache counts as
+    its L3. `peak_flops_per_s` holds dense rates by number type (RATE_DTYPES; an integer multiply and add count as two),
+    fp32 without TF32. `memory_bytes` is None for a processor sold without memory.
     """
 
     name: str
     label: str
     kind: str
     family: str
+    segment: str
     num_cores: int | None
     clock_hz: float | None
     instruction_set: str | None
@@ -70,7 +71,9 @@ class Device:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, with title, address and date for each number."""
-        values = {name: getattr(self, name) for name in ("name", "label", "kind", "family", *NUMBERS, "note")}
+        values = {
+            name: getattr(self, name) for name in ("name", "label", "kind", "family", "segment", *NUMBERS, "note")
+        }
         sources = {name: {"title": s.title, "url": s.url, "date": s.date} for name, s in self.sources.items()}
         return values | {"sources": sources, "origin": "published"}
 
@@ -78,10 +81,7 @@ class Device:
 @functools.cache
 def load_devices() -> dict[str, Device]:
     """All devices by name, in the order of the table."""
-    text = resources.files("estimator").joinpath("devices.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    sources = {key: Source(**row) for key, row in table["sources"].items()}
-    return {name: _device(name, row, sources) for name, row in table["devices"].items()}
+    return {name: _device(name) for name in _read_table()[1]}
 
 
 def get_device(name: str) -> Device:
@@ -90,10 +90,10 @@ def get_device(name: str) -> Device:
     Raises:
         UnknownDeviceError: names the devices that are closest, or how to list them.
     """
-    devices = load_devices()
     key = name.strip().lower().replace(" ", "-").replace("_", "-")
+    devices = _read_table()[1]
     if key in devices:
-        return devices[key]
+        return _device(key)
     import difflib
 
     holding = [device for device in devices if key and key in device]
@@ -102,7 +102,19 @@ def get_device(name: str) -> Device:
     raise UnknownDeviceError(f"unknown device {name[:60]!r}; {hint}")
 
 
-def _device(name: str, row: dict[str, Any], sources: dict[str, Source]) -> Device:
+@functools.cache
+def _read_table() -> tuple[dict[str, Source], dict[str, str]]:
+    """The sources, and the text of each row by name; parsing all rows takes some 40 ms, which few commands need."""
+    text = resources.files("estimator").joinpath("devices.toml").read_text(encoding="utf-8")
+    head, *rows = text.split("\n[devices.")
+    sources = {key: Source(**source) for key, source in tomllib.loads(head)["sources"].items()}
+    return sources, {name: body for name, _, body in (row.partition("]\n") for row in rows)}
+
+
+@functools.cache
+def _device(name: str) -> Device:
+    sources, rows = _read_table()
+    row = tomllib.loads(rows[name])
     own = row.get("source_of", {})
     given = [number for number in NUMBERS if row.get(number) is not None]
     return Device(
@@ -110,6 +122,7 @@ def _device(name: str, row: dict[str, Any], sources: dict[str, Source]) -> Devic
         label=row["label"],
         kind=row["kind"],
         family=row["family"],
+        segment=row["segment"],
         num_cores=row.get("num_cores"),
         clock_hz=row.get("clock_hz"),
         instruction_set=row.get("instruction_set"),

@@ -13,7 +13,6 @@ from estimator.display import print_json, shorten
 __all__ = ["add_parser", "run"]
 
 _UNITS = {
-    "num_cores": "",
     "clock_hz": "Hz",
     "memory_bytes": "B",
     "memory_bandwidth_bytes_per_s": "B/s",
@@ -45,14 +44,15 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(device.to_dict())
         else:
-            print(_page(device))
+            sys.stdout.write(_page(device) + "\n")
         return 0
     devices = [device for device in load_devices().values() if args.kind in (None, device.kind)]
     if args.json:
         print_json({"devices": [device.to_dict() for device in devices]})
         return 0
-    print("\n\n".join(_table(kind, devices) for kind in DEVICE_KINDS if any(d.kind == kind for d in devices)))
-    print("\nnext: estimator devices NAME   (every number with its source and date)", file=sys.stderr)
+    kinds = [kind for kind in DEVICE_KINDS if any(device.kind == kind for device in devices)]
+    sys.stdout.write("\n\n".join(_table(kind, devices) for kind in kinds) + "\n")
+    sys.stderr.write("\nnext: estimator devices NAME   (every number with its source and date)\n")
     return 0
 
 
@@ -79,26 +79,28 @@ def _table(kind: str, devices: Iterable[Device]) -> str:
 
 def _line(name: str, *cells: str) -> str:
     *numbers, label = cells
-    return f"{name:<20}" + "".join(f"{cell:>{w}}" for cell, w in zip(numbers, _WIDTHS, strict=True)) + f"  {label}"
+    return f"{name:<23}" + "".join(f"{cell:>{w}}" for cell, w in zip(numbers, _WIDTHS, strict=True)) + f"  {label}"
 
 
-_WIDTHS = (9, 11, 9, 9, 9, 8)
+_WIDTHS = (8, 12, 8, 8, 8, 8)
 
 
 def _page(device: Device) -> str:
-    lines = [f"{device.name}: {device.label} ({device.kind}, {device.family})"]
+    lines = [f"{device.name}: {device.label} ({device.kind}, {device.family}, {device.segment})"]
     for number in NUMBERS:
-        value = getattr(device, number)
-        if isinstance(value, dict):
-            shown = ", ".join(f"{dtype} {shorten(rate, 'FLOP/s')}" for dtype, rate in value.items())
-        else:
-            shown = value if isinstance(value, str) else _known(value, _UNITS[number])
+        shown = _shown(number, getattr(device, number))
         source = device.sources.get(number)
-        lines.append(f"  {number:<30} {shown or '-'}")
+        lines.append(f"  {number:<30} {shown}")
         lines.append(f"  {'':<30} " + (f"{source.title}, {source.date}, {source.url}" if source else "not published"))
     if device.note:
         lines.append(f"  note: {device.note}")
     return "\n".join(lines)
+
+
+def _shown(number: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{dtype} {shorten(rate, 'FLOP/s')}" for dtype, rate in value.items()) or "-"
+    return _known(value, _UNITS[number]) if number in _UNITS else str(value or "-")
 
 
 def _known(value: float | None, unit: str) -> str:

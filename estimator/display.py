@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 __all__ = ["print_json", "shorten"]
@@ -21,4 +22,4 @@ def shorten(value: float, unit: str) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
