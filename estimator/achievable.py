@@ -1,4 +1,4 @@
-"""Which part of a device's published peaks real runs reach, by class of device; measured points of a device go before."""
+"""Which part of a device's published peaks real runs reach, by class of device."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Achievable:
 
 
 _GPU_SOURCE = (
-    "fp32: forward passes published with NeuSight (ASPLOS 2025) reach 0.58 to 0.69 of the vector peak on P100, V100 and "
-    "A100; matrix units: 0.38 to 0.43 in training Llama 3 on H100 (arXiv:2407.21783, table 4), more in prefill; bandwidth: "
-    "Llama-3.1-8B decoding on H100 (ML.ENERGY) reads its weights at 0.61 of it"
+    "fp32: forward passes published with NeuSight (ASPLOS 2025) reach 0.58 to 0.69 of the vector peak on P100, V100 "
+    "and A100; matrix units: 0.38 to 0.43 in training Llama 3 on H100 (arXiv:2407.21783, table 4), more in prefill; "
+    "bandwidth: Llama-3.1-8B decoding on H100 (ML.ENERGY) reads its weights at 0.61 of it"
 )
 # A low-power card's clock falls until the board stays within its limit; the more FLOP/s are promised per watt, the
 # further. The fractions are kept by class, never by row: `estimator validate` prints what they miss by.
@@ -52,8 +52,8 @@ CLASSES: Mapping[str, Achievable] = {
         bandwidth_fraction=0.65,
         spread=1.8,
         origin="modelled",
-        source="boards of at most 100 W that promise up to 0.2 TFLOP/s of fp32 per watt (P4, T4, Jetson): a quarter to a "
-        "half of the peak is sustained within the power limit",
+        source="boards of at most 100 W that promise up to 0.2 TFLOP/s of fp32 per watt (P4, T4, Jetson): a quarter to "
+        "a half of the peak is sustained within the power limit",
     ),
     "gpu-power-limited": Achievable(
         name="gpu-power-limited",
@@ -62,8 +62,8 @@ CLASSES: Mapping[str, Achievable] = {
         bandwidth_fraction=0.65,
         spread=1.8,
         origin="modelled",
-        source="boards of at most 100 W that promise more than 0.2 TFLOP/s of fp32 per watt: 0.18 to 0.22 on L4, forward "
-        "passes published with NeuSight (ASPLOS 2025)",
+        source="boards of at most 100 W that promise more than 0.2 TFLOP/s of fp32 per watt: 0.18 to 0.22 on L4, "
+        "forward passes published with NeuSight (ASPLOS 2025)",
     ),
     "gpu-cdna": Achievable(
         name="gpu-cdna",
@@ -72,8 +72,8 @@ CLASSES: Mapping[str, Achievable] = {
         bandwidth_fraction=0.6,
         spread=1.6,
         origin="modelled",
-        source="fp32 on the matrix cores of AMD CDNA: 0.43 to 0.48 of that peak on MI210, forward passes published with "
-        "NeuSight (ASPLOS 2025)",
+        source="fp32 on the matrix cores of AMD CDNA: 0.43 to 0.48 of that peak on MI210, forward passes published "
+        "with NeuSight (ASPLOS 2025)",
     ),
     "accelerator": Achievable(
         name="accelerator",
@@ -91,8 +91,8 @@ CLASSES: Mapping[str, Achievable] = {
         bandwidth_fraction=0.6,
         spread=3.0,
         origin="modelled",
-        source="clocks under vector load, cores shared with others and small matrices vary widely; `estimator calibrate` "
-        "measures this machine",
+        source="clocks under vector load, cores shared with others and small matrices vary widely; `estimator "
+        "calibrate` measures this machine",
     ),
 }
 _LOW_POWER_W = 100.0

@@ -84,7 +84,7 @@ def head(
     tied: bool = False,
     positions: int | None = None,
 ) -> Block:
-    """A projection of every row to `num_outputs`; tied, its matrix is the token table's and only the bias is its own."""
+    """A projection of every row to `num_outputs`; tied, its matrix is the token table's, and only a bias its own."""
     weights = linear(name, hidden_size, num_outputs, bias=bias, stored=not tied, quantized=not tied)
     return Block(name="", part="head", weights=weights, positions=positions, live_width=hidden_size + num_outputs)
 

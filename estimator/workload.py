@@ -18,7 +18,8 @@ DTYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 class Workload:
     """Batch size, lengths in tokens, and number types.
 
-    Prefill reads `prompt_length` tokens at once, those of `num_images` images per sequence among them. Decode adds one token to a context of `context_length` tokens.
+    Prefill reads `prompt_length` tokens at once, those of `num_images` images per sequence among them. Decode adds one
+    token to a context of `context_length` tokens.
 
     Raises:
         InputError: names the field and what would be right.
