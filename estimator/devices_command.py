@@ -16,10 +16,7 @@ _UNITS = {
     "clock_hz": "Hz",
     "memory_bytes": "B",
     "memory_bandwidth_bytes_per_s": "B/s",
-    "l2_cache_bytes": "B",
-    "l3_cache_bytes": "B",
     "tdp_w": "W",
-    "price_usd": "USD",
 }
 _HEADINGS = {"cpu": "processors", "gpu": "graphics processors", "accelerator": "other accelerators"}
 
@@ -87,11 +84,13 @@ _WIDTHS = (8, 12, 8, 8, 8, 8)
 
 def _page(device: Device) -> str:
     lines = [f"{device.name}: {device.label} ({device.kind}, {device.family}, {device.segment})"]
-    for number in NUMBERS:
-        shown = _shown(number, getattr(device, number))
-        source = device.sources.get(number)
-        lines.append(f"  {number:<30} {shown}")
-        lines.append(f"  {'':<30} " + (f"{source.title}, {source.date}, {source.url}" if source else "not published"))
+    given = [number for number in NUMBERS if number in device.sources]
+    lines += [f"  {number:<30} {_shown(number, getattr(device, number))}" for number in given]
+    lines.append(f"  {'not given':<30} {', '.join(number for number in NUMBERS if number not in given) or '-'}")
+    for source in dict.fromkeys(device.sources.values()):
+        numbers = [number for number in given if device.sources[number] == source]
+        of = "" if numbers == given else f" of {', '.join(numbers)}"
+        lines.append(f"  source{of}: {source.title}, {source.date}, {source.url}")
     if device.note:
         lines.append(f"  note: {device.note}")
     return "\n".join(lines)
@@ -99,8 +98,10 @@ def _page(device: Device) -> str:
 
 def _shown(number: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{dtype} {shorten(rate, 'FLOP/s')}" for dtype, rate in value.items()) or "-"
-    return _known(value, _UNITS[number]) if number in _UNITS else str(value or "-")
+        return ", ".join(f"{dtype} {shorten(rate, 'FLOP/s')}" for dtype, rate in value.items())
+    if number.endswith("_cache_bytes"):
+        return f"{value / 2**20:g} MiB"
+    return shorten(value, _UNITS[number]) if number in _UNITS else str(value)
 
 
 def _known(value: float | None, unit: str) -> str:

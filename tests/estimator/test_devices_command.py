@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -44,10 +45,24 @@ def test_unknown_kind_is_wrong_usage(capsys):
 
 
 @pytest.mark.parametrize("name", ["t4", "xeon-8480", "apple-m4-max", "tpu-v5e"])
-def test_page_shows_every_field_and_says_what_is_not_published(capsys, name):
-    """Each field with its source; one line `not published` for each that is missing."""
-    device, page = get_device(name), output(capsys, name)
-    assert all(f"  {number} " in page for number in NUMBERS)
+def test_page_shows_every_number_its_source_and_what_is_not_given(capsys, name):
+    """A line for each number that is given, one line for those that are not, and the source with its date."""
+    device, lines = get_device(name), output(capsys, name).splitlines()
+    shown = {line.split()[0] for line in lines if line.startswith("  ")}
     missing = [number for number in NUMBERS if number not in device.sources]
-    assert page.count("not published") == len(missing) + device.note.count("not published")
-    assert all(f"{dtype} " in page for dtype in device.peak_flops_per_s)
+    assert {number for number in NUMBERS if number in shown} == set(device.sources)
+    assert next(line for line in lines if "not given  " in line).split("given")[1].strip() == ", ".join(missing)
+    source = device.sources["memory_bandwidth_bytes_per_s"]
+    assert any(source.title in line and source.date in line and source.url in line for line in lines)
+    assert all(f"{dtype} " in "\n".join(lines) for dtype in device.peak_flops_per_s)
+
+
+def test_page_names_the_numbers_of_each_source(capsys, monkeypatch):
+    """A number from another document than the rest of its row is shown with that document."""
+    device = get_device("t4")
+    other = replace(device.sources["tdp_w"], title="Some other document")
+    mixed = replace(device, sources=device.sources | {"tdp_w": other})
+    monkeypatch.setattr("estimator.devices_command.get_device", lambda name: mixed)
+    page = output(capsys, "t4")
+    assert "source of tdp_w: Some other document" in page
+    assert f"l2_cache_bytes, peak_flops_per_s: {device.sources['clock_hz'].title}" in page
