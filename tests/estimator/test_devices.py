@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -197,3 +198,11 @@ def test_unknown_device_is_refused_with_a_hint(name, hint):
     """The error lists what is near."""
     with pytest.raises(UnknownDeviceError, match=hint):
         get_device(name)
+
+
+def test_guide_shows_a_row_as_it_stands_in_the_table():
+    """The example of docs/howto/add-device.md is a row of devices.toml, word for word where it names a field."""
+    guide = (Path(__file__).parents[2] / "docs" / "howto" / "add-device.md").read_text(encoding="utf-8")
+    example = tomllib.loads(guide.split("```toml")[1].split("```")[0])["devices"]
+    table = tomllib.loads(resources.files("estimator").joinpath("devices.toml").read_text(encoding="utf-8"))
+    assert example == {name: table["devices"][name] for name in example}
