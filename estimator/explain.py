@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from estimator.config import Layer, TransformerConfig
-from estimator.flops import kept_tokens
+from estimator.explain_flops import explain_compute
+from estimator.explain_terms import Row, plus, product, shapes_sum, terms_sum
 from estimator.memory import (
     INT4_BLOCK,
+    INT4_SCALE_BYTES,
+    INT8_SCALE_BYTES,
     RUNTIME_BASE_BYTES,
     RUNTIME_WEIGHTS_PERCENT,
+    Moment,
     count_kv_cache_bytes,
-    count_read_bytes,
-    layer_live_elements,
+    count_state_bytes,
     output_elements,
+    widest_moments,
 )
-from estimator.roofline import peak_rate
+from estimator.network import Network, Weight, stored_weights
+from estimator.phases import cached_tokens, decode_runs, prefill_runs, running_stacks, source_tokens, stack_rows
+from estimator.roofline import count_read_bytes, peak_rate
 from estimator.sizing import Estimate
-from estimator.weights import is_linear, part_of, weight_shapes
 from estimator.workload import DTYPE_BYTES
 
 __all__ = ["LEGEND", "Derivation", "derive"]
 
 LEGEND = (
-    "V vocab_size, D hidden_size, N attention heads, K key-value heads, H head_dim, F intermediate_size, "
-    "P max_position_embeddings, T type_vocab_size, B batch, L prompt tokens, C context tokens, W window"
+    "V vocab_size, D hidden_size, N attention heads, K key-value heads, H head_dim, h that of values, "
+    "F intermediate_size, P max_position_embeddings, T type_vocab_size, E experts, k experts per token, "
+    "X width of the shared expert, q and c ranks of latent queries and keys, r and u rotary and other part of a latent "
+    "key, B batch, I images, L rows of a sequence (prompt tokens; 1 for a decoder behind an encoder), "
+    "S rows of the encoder, C context tokens, W window"
 )
-_CONFIG_SOURCE = "config; shapes of estimator/weights.py"
-_FLOPS_SOURCE = "config; a multiply-add is 2 FLOPs; masks not discounted (docs/formulas.md)"
+_SHAPES_SOURCE = "config; shapes of estimator/blocks.py"
 _RUNTIME_SOURCE = "ONNX Runtime 1.32 on a CPU, measured by benchmarks/runtime_memory.py"
-_PART_FORMULAS = {
-    "embedding": "V·D, + P·D when positions are learned, + T·D",
-    "attention": "layers · (D·N·H + 2·D·K·H + N·H·D, + biases)",
-    "feed_forward": "layers · (2·D·F, or 3·D·F when gated, + biases)",
-    "norm": "gains (+ shifts of layer_norm): D each, H each for q and k",
-    "head": "V·D untied, 0 tied; masked_lm D·D + D + V; pooler D·D + D",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +51,11 @@ class Derivation:
 
 
 def derive(result: Estimate) -> tuple[Derivation, ...]:
-    """A derivation for every figure of the estimate that is not zero by nature, in the order of its JSON."""
-    rows = [*_params(result), *_memory(result), *_compute(result), *_latency(result)]
+    """A derivation for every figure of the estimate that is not zero by nature, in the order of its JSON.
+
+    `params.by_layer` holds many figures under one name and is left out: the parts are sums over the same layers.
+    """
+    rows = [*_params(result), *_memory(result), *explain_compute(result), *_latency(result)]
     origins = result.origins
     return tuple(
         Derivation(figure=figure, formula=formula, numbers=numbers, value=value, origin=origins[figure], source=source)
@@ -62,188 +63,187 @@ def derive(result: Estimate) -> tuple[Derivation, ...]:
     )
 
 
-_Row = tuple[str, str, str, float, str]
+def _params(result: Estimate) -> Iterator[Row]:
+    network, params = result.network, result.params
+    weights = [(part, weight) for _, part, weight in stored_weights(network)]
+    for part, count in params.by_part.items():
+        numbers = shapes_sum(weight for own, weight in weights if own == part)
+        yield f"params.by_part.{part}", _part_formula(network, part), numbers, count, _SHAPES_SOURCE
+    for stack in network.stacks:
+        owned = (weight for _, block, owns in stack.named_blocks() if owns for weight in block.weights if weight.stored)
+        formula = "Σ copies · shape over the weights of the stack"
+        yield f"params.by_stack.{stack.name}", formula, shapes_sum(owned), params.by_stack[stack.name], _SHAPES_SOURCE
+    yield "params.total", "sum of the parts", plus(params.by_part), params.total, _SHAPES_SOURCE
+    tables = shapes_sum(weight for _, weight in weights if weight.role == "embedding")
+    yield "params.embedding", "V·D + P·D + T·D, the tables that there are", tables, params.embedding, _SHAPES_SOURCE
+    rest = f"{params.total} - {params.embedding}"
+    yield "params.non_embedding", "total − embedding", rest, params.non_embedding, "the figures above"
+    idle = terms_sum(
+        (weight.copies - weight.active_copies, *weight.shape)
+        for _, weight in weights
+        if weight.copies > weight.active_copies
+    )
+    formula, numbers = "total", str(params.total)
+    if idle != "0":
+        formula, numbers = "total − Σ layers (E − k) · weights of an expert", f"{params.total} - ({idle})"
+    yield "params.active", formula, numbers, params.active, _SHAPES_SOURCE
+    rest = f"{params.active} - {params.embedding}"
+    yield "params.active_non_embedding", "active − embedding", rest, params.active_non_embedding, "the figures above"
 
 
-def _params(result: Estimate) -> Iterator[_Row]:
-    shapes: dict[str, Counter[tuple[int, ...]]] = {part: Counter() for part in result.params.by_part}
-    for name, shape in weight_shapes(result.config).items():
-        shapes[part_of(name)][shape] += 1
-    for part, count in result.params.by_part.items():
-        terms = (_product(times, *shape) for shape, times in shapes[part].items())
-        yield f"params.by_part.{part}", _PART_FORMULAS[part], _sum(terms), count, _CONFIG_SOURCE
-    parts = _sum(str(count) for count in result.params.by_part.values())
-    yield "params.total", "sum of the parts", parts, result.params.total, _CONFIG_SOURCE
+def _part_formula(network: Network, part: str) -> str:
+    """The formula of a part, with the kinds that the network has."""
+    blocks = [block for stack in network.stacks for block in stack.blocks if block.part == part]
+    names = {weight.name for block in blocks for weight in block.weights}
+    matrices = 3 if any("gate_proj" in name for name in names) else 2
+    if part == "attention":
+        kinds = ["D·N·H + D·K·H + D·K·h + N·h·D"] if "k_proj.weight" in names or "q_proj.weight" in names else []
+        if any("kv_a_proj" in name for name in names):
+            kinds = ["D·q + q·N·(u + r) + D·(c + r) + c·N·(u + h) + N·h·D, D·N·(u + r) without q"]
+        return f"Σ layers ({' + '.join(kinds) or 'matrices in·out'}, + biases, gates, sinks)"
+    return {
+        "embedding": "V·D, + P·D when positions are learned, + T·D",
+        "feed_forward": f"Σ layers ({matrices}·D·F, + biases)",
+        "experts": f"Σ layers (D·E + E·{matrices}·D·F + {matrices}·D·X, + biases)",
+        "state_space": "Σ layers (matrices in·out + convolutions + vectors of the state)",
+        "norm": "gains (+ shifts of layer_norm): D each; of queries, keys and latents their own width",
+        "head": "V·D untied, 0 tied, + D·D of a transform or pooler, + biases",
+        "projector": "matrices in·out, + biases",
+    }[part]
 
 
-def _memory(result: Estimate) -> Iterator[_Row]:
-    memory, workload = result.memory, result.workload
+def _memory(result: Estimate) -> Iterator[Row]:
+    network, memory = result.network, result.memory
     yield _weights(result)
-    if result.config.is_causal:
-        bytes_each = int(DTYPE_BYTES[workload.kv_cache_dtype])
-        layers = Counter(
-            (kept_tokens(layer, workload.context_length), layer.num_key_value_heads, layer.head_dim)
-            for layer in result.config.layers
-        )
-        terms = _sum(_product(times, 2, *sizes) for sizes, times in layers.items())
-        numbers = f"{workload.batch_size} × {bytes_each} × ({terms})"
-        formula = "B · bytes per element · Σ layers 2·min(C, W)·K·H"
-        yield "memory.kv_cache_bytes", formula, numbers, memory.kv_cache_bytes, "config, workload"
+    has_state = any(block.recurrence is not None for block in network.main.blocks)
+    if network.is_causal:
+        yield _kv_cache(result)
+        if has_state:
+            yield _state(result)
     yield _activations(result)
-    total = [memory.weights_bytes, memory.kv_cache_bytes, memory.activations_bytes]
+    total = {"weights": memory.weights_bytes, "KV cache": memory.kv_cache_bytes}
+    if network.is_causal and has_state:
+        total["state"] = memory.state_bytes
+    total["activations"] = memory.activations_bytes
     if memory.runtime_bytes is not None:
-        batch_bytes = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
-        result_size = f"{batch_bytes} × {output_elements(result.config, workload.prompt_length)}"
-        packed = f"{memory.weights_bytes} × {RUNTIME_WEIGHTS_PERCENT} // 100"
-        numbers = f"{RUNTIME_BASE_BYTES} + {packed} + {result_size} + {memory.kv_cache_bytes}"
-        formula = "11 MB + 0.45 · weights + B · bytes · L·V (L·D without logits) + KV cache"
-        yield "memory.runtime_bytes", formula, numbers, memory.runtime_bytes, _RUNTIME_SOURCE
-        total.append(memory.runtime_bytes)
-    formula = "weights + KV cache + activations" + (" + runtime" if memory.runtime_bytes is not None else "")
-    yield "memory.total_bytes", formula, _sum(map(str, total)), memory.total_bytes, "the figures above"
+        total["runtime"] = memory.runtime_bytes
+        yield _runtime(result)
+    numbers = " + ".join(map(str, total.values()))
+    yield "memory.total_bytes", " + ".join(total), numbers, memory.total_bytes, "the figures above"
 
 
-def _weights(result: Estimate) -> _Row:
-    workload, shapes = result.workload, weight_shapes(result.config)
-    linear = [shape for name, shape in shapes.items() if is_linear(name)]
-    elements = sum(shape[0] * shape[1] for shape in linear)
+def _weights(result: Estimate) -> Row:
+    workload, value = result.workload, result.memory.weights_bytes
+    if workload.weight_dtype in ("int8", "int4"):
+        formula, numbers = _quantized(result)
+    else:
+        formula = f"parameters · bytes of {workload.weight_dtype}"
+        numbers = f"{result.params.total} × {int(DTYPE_BYTES[workload.weight_dtype])}"
+    return "memory.weights_bytes", formula, numbers, value, _SHAPES_SOURCE
+
+
+def _quantized(result: Estimate) -> tuple[str, str]:
+    workload = result.workload
+    matrices: list[Weight] = [
+        weight for _, _, weight in stored_weights(result.network) if weight.role == "linear" and weight.quantized
+    ]
+    elements = sum(weight.num_elements for weight in matrices)
     rest = f"{result.params.total - elements} × {int(DTYPE_BYTES[workload.activation_dtype])}"
     if workload.weight_dtype == "int8":
-        numbers = f"{elements} × 1 + {sum(shape[0] for shape in linear)} × 4 + {rest}"
-        formula = "linear elements · 1 + output channels · 4 (fp32 scales) + the rest · bytes of activations"
-    elif workload.weight_dtype == "int4":
-        blocks = sum(shape[0] * -(-shape[1] // INT4_BLOCK) for shape in linear)
-        numbers = f"{blocks} × {INT4_BLOCK // 2 + 2} + {rest}"
-        formula = "blocks of 32 · (16 + 2 for an fp16 scale) + the rest · bytes of activations"
+        channels = sum(weight.copies * weight.shape[0] for weight in matrices)
+        formula = f"quantised elements + output channels · {INT8_SCALE_BYTES} (fp32 scales)"
+        numbers = f"{elements} + {channels} × {INT8_SCALE_BYTES} + {rest}"
     else:
-        numbers = f"{result.params.total} × {int(DTYPE_BYTES[workload.weight_dtype])}"
-        formula = f"parameters · bytes of {workload.weight_dtype}"
-    return "memory.weights_bytes", formula, numbers, result.memory.weights_bytes, _CONFIG_SOURCE
+        blocks = sum(weight.copies * weight.shape[0] * -(-weight.shape[1] // INT4_BLOCK) for weight in matrices)
+        formula = f"blocks of {INT4_BLOCK} · ({INT4_BLOCK // 2} + {INT4_SCALE_BYTES} for an fp16 scale)"
+        numbers = f"{blocks} × ({INT4_BLOCK // 2} + {INT4_SCALE_BYTES}) + {rest}"
+    return f"{formula} + the rest · bytes of activations", numbers
 
 
-def _activations(result: Estimate) -> _Row:
-    config, length = result.config, result.workload.prompt_length
-    on_cpu = result.device is None or result.device.kind == "cpu"
-
-    def live(layer: Layer) -> tuple[int, int]:
-        return layer_live_elements(config, layer, length, on_cpu)
-
-    wide = max(config.layers, key=lambda layer: live(layer)[0])
-    scores = f" + {_product(wide.num_attention_heads, length, length)}" if on_cpu else ""
-    sizes = f"{config.hidden_size} + 2 × {wide.query_size} + 2 × {wide.key_value_size}"
-    inner = max(layer.intermediate_size for layer in config.layers)
-    moments = (
-        f"{length} × ({sizes}){scores}",
-        f"{length} × (2 × {config.hidden_size} + {2 if config.gated_mlp else 1} × {inner})",
-        f"{length} × ({config.hidden_size} + {config.vocab_size if config.head in ('causal_lm', 'masked_lm') else 0})",
+def _kv_cache(result: Estimate) -> Row:
+    network, workload = result.network, result.workload
+    tokens, source = cached_tokens(network, workload), source_tokens(network, workload)
+    attentions = [block.attention for block in network.main.blocks if block.attention is not None]
+    elements = terms_sum(
+        (source if attention.is_cross else attention.kept_tokens(tokens), attention.cached_elements)
+        for attention in attentions
+        if attention.cached_elements
     )
-    bytes_each = int(DTYPE_BYTES[result.workload.activation_dtype])
-    together = f"({' + '.join(moments)})" if on_cpu else f"max({', '.join(moments)})"
-    numbers = f"{result.workload.batch_size} × {bytes_each} × {together}"
-    terms = "L·(D + 2·N·H + 2·K·H)", "L·(2·D + F, twice F when gated)", "L·(D + V)"
-    formula = f"B · bytes · (N·L·L + {' + '.join(terms)})" if on_cpu else f"B · bytes · max({', '.join(terms)})"
+    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.kv_cache_dtype])} × ({elements})"
+    kept = "min(C, W), S in cross-attention" if any(attention.is_cross for attention in attentions) else "min(C, W)"
+    formula = f"B · bytes per element · Σ layers tokens · elements of one; tokens = {kept}; elements = K·(H + h)"
+    formula += ", c + r of latent attention, 0 of a layer that reads another's"
+    return "memory.kv_cache_bytes", formula, numbers, result.memory.kv_cache_bytes, "config, workload"
+
+
+def _state(result: Estimate) -> Row:
+    workload = result.workload
+    recurrences = (block.recurrence for block in result.network.main.blocks if block.recurrence is not None)
+    elements = terms_sum((recurrence.state_elements,) for recurrence in recurrences)
+    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.activation_dtype])} × ({elements})"
+    formula = "B · bytes of activations · Σ layers elements of the recurrent and convolution state"
+    return "memory.state_bytes", formula, numbers, result.memory.state_bytes, "config, workload"
+
+
+def _activations(result: Estimate) -> Row:
+    network, workload = result.network, result.workload
+    on_cpu = result.device is None or result.device.kind == "cpu"
+    formulas, terms = [], []
+    for stack in running_stacks(network, workload):
+        moments = widest_moments(network, stack, workload, scores_stored=on_cpu)
+        numbers = " + ".join(map(_moment, moments)) if on_cpu else f"max({', '.join(map(_moment, moments))})"
+        terms.append(f"{workload.num_images} × ({numbers})" if stack.optional else numbers)
+        formulas.append(f"{'I · ' if stack.optional else ''}{stack.name}")
+    scores = " + N·keys" if on_cpu else ""
+    moments_formula = f"rows·(live width of mixing{scores}), rows·live width of the rest, L·(D + V)"
+    formula = f"B · bytes · {'sum' if on_cpu else 'max'}({moments_formula}), each of the widest layer"
+    if len(terms) > 1:
+        formula += f"; the largest of {', '.join(formulas)}"
+    together = terms[0] if len(terms) == 1 else f"max({', '.join(terms)})"
+    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.activation_dtype])} × ({together})"
     return "memory.activations_bytes", formula, numbers, result.memory.activations_bytes, "docs/formulas.md"
 
 
-def _compute(result: Estimate) -> Iterator[_Row]:
-    compute, workload = result.compute, result.workload
-    length = workload.prompt_length
-    keys = {layer.index: length for layer in result.config.layers}
-    rows = _operators(result.config, workload.batch_size, length, keys)
-    yield from _flop_rows("prefill", rows, compute.prefill_by_operator, "keys = L")
-    yield (
-        "compute.prefill_flops",
-        "sum of the operators",
-        _plus(compute.prefill_by_operator),
-        compute.prefill_flops,
-        (_FLOPS_SOURCE),
+def _moment(moment: Moment) -> str:
+    if not moment.num_heads:
+        return product(moment.num_rows, moment.live_width)
+    return f"{moment.num_rows} × ({moment.live_width} + {moment.num_heads} × {moment.num_keys})"
+
+
+def _runtime(result: Estimate) -> Row:
+    network, memory, workload = result.network, result.memory, result.workload
+    assert memory.runtime_bytes is not None
+    outputs = output_elements(network, stack_rows(network, network.main, workload))
+    numbers = (
+        f"{RUNTIME_BASE_BYTES} + {memory.weights_bytes} × {RUNTIME_WEIGHTS_PERCENT} // 100"
+        f" + {product(workload.batch_size, int(DTYPE_BYTES[workload.activation_dtype]), outputs)}"
+        f" + {memory.kv_cache_bytes}"
     )
-    if compute.decode_by_operator is None or compute.decode_flops_per_token is None:
-        return
-    keys = {layer.index: kept_tokens(layer, workload.context_length + 1) for layer in result.config.layers}
-    rows = _operators(result.config, 1, 1, keys)
-    yield from _flop_rows("decode", rows, compute.decode_by_operator, "B = L = 1, keys = min(C + 1, W)")
-    total = _plus(compute.decode_by_operator)
-    yield "compute.decode_flops_per_token", "sum of the operators", total, compute.decode_flops_per_token, _FLOPS_SOURCE
+    result_width = "V" if network.logits_width else "D"
+    formula = f"{RUNTIME_BASE_BYTES / 1e6:g} MB + {RUNTIME_WEIGHTS_PERCENT / 100:g} · weights"
+    formula += f" + B · bytes · L·{result_width} + KV cache"
+    return "memory.runtime_bytes", formula, numbers, memory.runtime_bytes, _RUNTIME_SOURCE
 
 
-def _operators(
-    config: TransformerConfig, num_sequences: int, num_tokens: int, keys: dict[int, int]
-) -> dict[str, tuple[str, str]]:
-    """Formula and numbers by operator."""
-    hidden, tokens = config.hidden_size, num_sequences * num_tokens
-    layers = Counter(
-        (
-            layer.num_attention_heads,
-            layer.num_key_value_heads,
-            layer.head_dim,
-            layer.intermediate_size,
-            keys[layer.index],
-        )
-        for layer in config.layers
-    )
-    matrices = 3 if config.gated_mlp else 2
-    qkv, scores, output, inner = [], [], [], []
-    for (heads, kv_heads, size, width, num_keys), times in layers.items():
-        qkv.append(f"{times} × 2 × {tokens} × {hidden} × ({heads} + 2 × {kv_heads}) × {size}")
-        scores.append(_product(times, 2, tokens, num_keys, heads, size))
-        output.append(_product(times, 2, tokens, heads, size, hidden))
-        inner.append(_product(times, matrices, 2, tokens, hidden, width))
-    return {
-        "qkv_projection": ("Σ layers 2·B·L·D·(N + 2K)·H", _sum(qkv)),
-        "attention_scores": ("Σ layers 2·B·L·keys·N·H", _sum(scores)),
-        "attention_values": ("Σ layers 2·B·L·keys·N·H", _sum(scores)),
-        "output_projection": ("Σ layers 2·B·L·N·H·D", _sum(output)),
-        "feed_forward": (f"Σ layers {matrices} · 2·B·L·D·F", _sum(inner)),
-        "head": _head(config, num_sequences, tokens),
-    }
-
-
-def _head(config: TransformerConfig, num_sequences: int, tokens: int) -> tuple[str, str]:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    if config.head == "causal_lm":
-        return "2·B·L·D·V", _product(2, tokens, hidden, vocab)
-    if config.head == "masked_lm":
-        return "2·B·L·D·(D + V)", f"2 × {tokens} × {hidden} × ({hidden} + {vocab})"
-    if config.head == "pooler":
-        return "2·B·D·D", _product(2, num_sequences, hidden, hidden)
-    return "no head", "0"
-
-
-def _flop_rows(phase: str, rows: dict[str, tuple[str, str]], flops: dict[str, int], where: str) -> Iterator[_Row]:
-    for operator, (formula, numbers) in rows.items():
-        with_keys = f"{formula}, {where}" if "keys" in formula else formula
-        yield f"compute.{phase}_by_operator.{operator}", with_keys, numbers, flops[operator], _FLOPS_SOURCE
-
-
-def _latency(result: Estimate) -> Iterator[_Row]:
-    latency, device = result.latency, result.device
+def _latency(result: Estimate) -> Iterator[Row]:
+    network, latency, device, workload = result.network, result.latency, result.device, result.workload
     if latency is None or device is None or latency.prefill_s is None:
         return
-    workload = result.workload
-    read = count_read_bytes(result.config, workload)
-    rates = f"{peak_rate(workload, device)!r}", f"{device.memory_bandwidth_bytes_per_s!r}"
     source = device.sources["memory_bandwidth_bytes_per_s"]
     where = f"roofline (Williams et al. 2009); {source.title}, {source.date}; {device.note}".rstrip("; ")
-    cache = count_kv_cache_bytes(result.config, workload, workload.prompt_length)
-    numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {cache}) / {rates[1]})"
-    formula = "max(prefill FLOPs / peak, (weights read + keys and values written) / bandwidth)"
+    rates = f"{peak_rate(workload, device)!r}", f"{device.memory_bandwidth_bytes_per_s!r}"
+    has_experts = any(weight.copies > weight.active_copies for _, _, weight in stored_weights(network))
+    weights = "weights read (of E experts E·(1 − (1 − k/E)^rows))" if has_experts else "weights read"
+    read = count_read_bytes(prefill_runs(network, workload), workload)
+    written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
+    numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
+    formula = f"max(prefill FLOPs / peak, ({weights} + keys and values written) / bandwidth)"
     yield "latency.prefill_s", formula, numbers, latency.prefill_s.value, where
     if latency.decode_s_per_token is None:
         return
+    read = count_read_bytes(decode_runs(network, workload), workload)
+    kept = f"{read} + {result.memory.kv_cache_bytes} + {count_state_bytes(network, workload)}"
     step = f"{workload.batch_size} × {result.compute.decode_flops_per_token}"
-    numbers = f"max({step} / {rates[0]}, ({read} + {result.memory.kv_cache_bytes}) / {rates[1]})"
-    formula = "max(B · decode FLOPs / peak, (weights read + KV cache) / bandwidth)"
+    formula = f"max(B · decode FLOPs / peak, ({weights} + KV cache + state) / bandwidth)"
+    numbers = f"max({step} / {rates[0]}, ({kept}) / {rates[1]})"
     yield "latency.decode_s_per_token", formula, numbers, latency.decode_s_per_token.value, where
-
-
-def _product(*factors: int) -> str:
-    return " × ".join(str(factor) for factor in factors)
-
-
-def _sum(terms: Iterable[str]) -> str:
-    return " + ".join(terms) or "0"
-
-
-def _plus(flops: dict[str, int]) -> str:
-    return _sum(str(value) for value in flops.values() if value)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from estimator.config import TransformerConfig
-from estimator.network import Block, Network, Weight
+from estimator.network import Attention, Block, Network, Weight
 from estimator.phases import BlockRun, decode_runs, prefill_runs
 from estimator.weights import network_of
 from estimator.workload import Workload
@@ -20,6 +20,7 @@ from estimator.workload import Workload
 __all__ = [
     "OPERATORS",
     "FlopCount",
+    "attended_pairs",
     "block_flops",
     "causal_discount_flops",
     "count_flops",
@@ -86,8 +87,11 @@ def matmul_flops(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
 
 
-def block_flops(block: Block, num_rows: int, num_keys: int) -> dict[str, int]:
-    """FLOPs of one block by operator, for `num_rows` rows that attend to `num_keys` keys each."""
+def block_flops(block: Block, num_rows: int, num_keys: int, num_prompts: int | None = None) -> dict[str, int]:
+    """FLOPs of one block by operator, for `num_rows` rows that attend to `num_keys` keys each.
+
+    `num_prompts` is how many prompts the rows make up; None where each row is the next token of its own sequence.
+    """
     flops: dict[str, int] = {}
     for weight in block.weights:
         if weight.role in ("linear", "convolution"):
@@ -99,7 +103,10 @@ def block_flops(block: Block, num_rows: int, num_keys: int) -> dict[str, int]:
         flops["attention_scores"] = matmul_flops(num_rows, heads * block.attention.key_head_dim, num_keys)
         flops["attention_values"] = matmul_flops(num_rows, num_keys, heads * block.attention.value_head_dim)
     if block.recurrence is not None:
-        flops[block.part] = flops.get(block.part, 0) + num_rows * block.recurrence.token_flops
+        products = num_rows * block.recurrence.token_flops
+        if num_prompts is not None:
+            products = num_prompts * block.recurrence.prefill_flops(num_rows // num_prompts)
+        flops[block.part] = flops.get(block.part, 0) + products
     return flops
 
 
@@ -109,10 +116,14 @@ def causal_discount_flops(run: BlockRun) -> int:
     if attention is None or attention.is_cross or not run.stack.is_causal:
         return 0
     tokens = run.num_rows // run.num_sequences
-    kept = attention.kept_tokens(tokens)
-    pairs = kept * (kept + 1) // 2 + (tokens - kept) * kept
     width = attention.num_attention_heads * (attention.key_head_dim + attention.value_head_dim)
-    return run.num_sequences * matmul_flops(tokens * tokens - pairs, width, 1)
+    return run.num_sequences * matmul_flops(tokens * tokens - attended_pairs(attention, tokens), width, 1)
+
+
+def attended_pairs(attention: Attention, num_tokens: int) -> int:
+    """Pairs of a token and one that it attends to under a causal mask: itself and those before it within the window."""
+    kept = attention.kept_tokens(num_tokens)
+    return kept * (kept + 1) // 2 + (num_tokens - kept) * kept
 
 
 def operator_of(block: Block, weight: Weight) -> str:
@@ -125,6 +136,7 @@ def operator_of(block: Block, weight: Weight) -> str:
 def _by_operator(runs: Iterable[BlockRun]) -> dict[str, int]:
     total = dict.fromkeys(OPERATORS, 0)
     for run in runs:
-        for operator, flops in block_flops(run.block, run.num_rows, run.num_keys).items():
+        prompts = None if run.is_step else run.num_sequences
+        for operator, flops in block_flops(run.block, run.num_rows, run.num_keys, prompts).items():
             total[operator] = total.get(operator, 0) + flops
     return total
