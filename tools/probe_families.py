@@ -5,8 +5,8 @@
 A field is sizeless if no value tried changes the shapes of a model on the meta device. All candidate fields are changed
 at once, and the smallest set of changes that moves a shape (or does not build) is taken out until none does, so fields
 that matter only together are found too. This happens from three starting points: the defaults with few layers, the same
-with every boolean flipped and every optional size set as far as it builds, and the defaults in full depth, as some kinds
-of layers come late. Fields whose name speaks of a size, of attention windows, of layers or of biases are no candidates.
+with every boolean flipped and every optional size set as far as it builds, and the defaults in full depth, as some
+layers come late. Fields whose name speaks of a size, of attention windows, of layers or of biases are no candidates.
 """
 
 from __future__ import annotations

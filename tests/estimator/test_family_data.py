@@ -155,6 +155,67 @@ def test_derived_fields_move_with_the_sizes(model_type: str) -> None:
         assert any(getattr(other, name) != getattr(plain, name) for other in others), name
 
 
+def test_derived_fields_hold_those_that_the_class_overwrites() -> None:
+    """A declared size that transformers replaces is derived, so that nobody takes the declared one."""
+    for model_type, name in [
+        ("mamba", "time_step_rank"),
+        ("qwen3", "sliding_window"),
+        ("hrm_text", "num_hidden_layers"),
+    ]:
+        assert name in _family(model_type).derived
+
+
+OTHER_VALUES: dict[type, tuple[Any, ...]] = {
+    bool: (True, False),
+    int: (3, 11),
+    float: (0.5, 0.125),
+    str: ("relu", "silu"),
+}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "qwen3_moe", "t5", "vit"])
+def test_sizeless_fields_change_no_shape(model_type: str) -> None:
+    """With any of them changed, the family's model on the meta device has the parameters it had."""
+    import torch
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    data = _family(model_type)
+    assert data.default_class is not None
+    few = {name: 2 for name in ("num_hidden_layers", "n_layer", "num_layers") if name in data.defaults}
+
+    def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            model = getattr(transformers, str(data.default_class))(CONFIG_MAPPING[model_type](**few, **changes))
+        return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+    plain = shapes()
+    tried = 0
+    for name in data.sizeless:
+        for value in OTHER_VALUES.get(type(data.defaults[name]), ()):
+            assert shapes(**{name: value}) == plain, (name, value)
+            tried += 1
+    assert tried >= 5
+
+
+def test_no_size_is_sizeless() -> None:
+    """No family calls a field sizeless that sets sizes, layers, heads, experts, attention windows or sharing."""
+    words = ("size", "layers", "heads", "experts", "head_dim", "layer_types", "window", "rank", "tie_", "vocab", "_dim")
+    for model_type in known_model_types():
+        data = _family(model_type)
+        assert data.sizeless <= data.defaults.keys()
+        assert not data.sizeless & data.derived
+        assert not [name for name in data.sizeless for word in words if word in name], model_type
+
+
+def test_most_families_have_sizeless_fields() -> None:
+    """Every language model family at least has the numbers of its training and sampling called sizeless."""
+    for model_type in known_model_types():
+        data = _family(model_type)
+        if "initializer_range" in data.defaults and model_type in SAMPLE:
+            assert "initializer_range" in data.sizeless
+
+
 def test_unknown_model_type_is_none() -> None:
     """Names that are no model type find nothing, whatever characters they hold."""
     for name in ("", "families", "about", "no_such_family", 'llama"', "llama\n", "LLAMA"):
