@@ -145,13 +145,15 @@ def count_kv_cache_bytes(model: TransformerConfig | Network, workload: Workload,
 
 
 def count_state_bytes(model: TransformerConfig | Network, workload: Workload) -> int:
-    """Bytes of recurrent and convolution states of all sequences, in the activation type."""
+    """Bytes of recurrent and convolution states of all sequences, in the activation type but for what stays fp32."""
     network = network_of(model)
     if not network.is_causal:
         return 0
-    blocks = (block.recurrence for block in network.main.blocks if block.recurrence is not None)
-    elements = sum(recurrence.state_elements for recurrence in blocks)
-    return workload.batch_size * elements * int(DTYPE_BYTES[workload.activation_dtype])
+    states = [block.recurrence for block in network.main.blocks if block.recurrence is not None]
+    in_fp32 = sum(state.fp32_elements for state in states)
+    others = sum(state.state_elements for state in states) - in_fp32
+    size, fp32_size = (int(DTYPE_BYTES[dtype]) for dtype in (workload.activation_dtype, "fp32"))
+    return workload.batch_size * (others * size + in_fp32 * fp32_size)
 
 
 def block_moment(block: Block, num_rows: int, num_keys: int, *, scores_stored: bool) -> Moment:

@@ -17,6 +17,7 @@ __all__ = [
     "ROLES",
     "Attention",
     "Block",
+    "Chunks",
     "Layer",
     "Network",
     "Recurrence",
@@ -85,11 +86,49 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """How a recurrence reads a prompt: `num_tokens` at a time, as products within a chunk and with the state before it.
+
+    `token_flops` is per token, `pair_flops` per pair of tokens in a chunk (all c*c of them), `boundary_flops` per pair of
+    chunk boundaries, of which a prompt of n chunks has (n + 1)^2. `rest` is how the tokens run that fill no chunk:
+    "padded" to a whole chunk, as a "short" one, or one by one in "steps".
+    """
+
+    num_tokens: int
+    token_flops: int
+    pair_flops: int = 0
+    boundary_flops: int = 0
+    rest: str = "padded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrence:
-    """A state of fixed size per sequence, and the FLOPs per token of products with it (beyond those with weights)."""
+    """A state of fixed size per sequence, and the FLOPs of products with it (beyond those with weights).
+
+    `token_flops` is what one more token takes. A prompt takes as much per token, or what its `chunks` take, and
+    `prompt_flops` once: outputs of a padded convolution that are thrown away. `fp32_elements` of the `state_elements`
+    stay fp32 whatever the type of the activations.
+    """
 
     state_elements: int
     token_flops: int
+    fp32_elements: int = 0
+    prompt_flops: int = 0
+    chunks: Chunks | None = None
+
+    def prefill_flops(self, num_tokens: int) -> int:
+        """FLOPs of products with the state for a prompt of one sequence."""
+        if self.chunks is None:
+            return self.prompt_flops + num_tokens * self.token_flops
+        size, rest = self.chunks.num_tokens, num_tokens % self.chunks.num_tokens
+        whole = num_tokens // size + (1 if rest and self.chunks.rest == "padded" else 0)
+        flops = self.prompt_flops + whole * size * (self.chunks.token_flops + size * self.chunks.pair_flops)
+        flops += (whole + 1) ** 2 * self.chunks.boundary_flops
+        if self.chunks.rest == "short":
+            flops += rest * (self.chunks.token_flops + rest * self.chunks.pair_flops)
+        if self.chunks.rest == "steps":
+            flops += rest * self.token_flops
+        return flops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

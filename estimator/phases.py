@@ -14,6 +14,7 @@ __all__ = [
     "block_rows",
     "cached_tokens",
     "decode_runs",
+    "longest_sequence",
     "prefill_runs",
     "running_stacks",
     "source_tokens",
@@ -26,7 +27,7 @@ class BlockRun:
     """One block as it runs: `num_rows` rows in all pass through it, and each attends to `num_keys` keys.
 
     `stack` is where it stands; `num_sequences` the sequences (or images) that the rows belong to. `owns_weights` is
-    False where the weights are those of an earlier layer.
+    False where the weights are those of an earlier layer. `is_step`: each row is one more token of its sequence.
     """
 
     stack: Stack
@@ -35,6 +36,7 @@ class BlockRun:
     num_sequences: int
     num_rows: int
     num_keys: int
+    is_step: bool = False
 
 
 def prefill_runs(network: Network, workload: Workload) -> Iterator[BlockRun]:
@@ -73,6 +75,7 @@ def decode_runs(network: Network, workload: Workload) -> Iterator[BlockRun]:
             num_sequences=workload.batch_size,
             num_rows=workload.batch_size,
             num_keys=source if block.attention is not None and block.attention.is_cross else attends,
+            is_step=True,
         )
 
 
@@ -101,6 +104,18 @@ def cached_tokens(network: Network, workload: Workload) -> int:
     if network.architecture == "encoder-decoder":
         return 1 + workload.generated_length
     return workload.context_length
+
+
+def longest_sequence(network: Network, workload: Workload) -> int:
+    """Positions that the longest sequence of the request takes.
+
+    A prompt and what follows it are one sequence in a decoder, and two in an encoder-decoder. Rows whose number is
+    fixed, such as an image's, are not counted.
+    """
+    if network.architecture != "encoder-decoder":
+        return workload.context_length if network.main.length is None else 0
+    prompt = workload.prompt_length if network.stacks[-2].length is None else 0
+    return max(prompt, cached_tokens(network, workload))
 
 
 def block_rows(block: Block, rows: int, source: int) -> int:
