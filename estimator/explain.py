@@ -170,10 +170,20 @@ def _kv_cache(result: Estimate) -> Row:
         if attention.cached_elements
     )
     numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.kv_cache_dtype])} × ({elements})"
-    kept = "min(C, W), S in cross-attention" if any(attention.is_cross for attention in attentions) else "min(C, W)"
-    formula = f"B · bytes per element · Σ layers tokens · elements of one; tokens = {kept}; elements = K·(H + h)"
-    formula += ", c + r of latent attention, 0 of a layer that reads another's"
+    formula = f"B · bytes per element · Σ layers {_kept_formula(network)}"
     return "memory.kv_cache_bytes", formula, numbers, result.memory.kv_cache_bytes, "config, workload"
+
+
+def _kept_formula(network: Network) -> str:
+    """What a layer keeps, with the kinds that the generating stack has."""
+    attentions = [block.attention for block in network.main.blocks if block.attention is not None]
+    own = [attention for attention in attentions if not attention.is_cross]
+    tokens = "min(C, W)" if any(attention.window is not None for attention in own) else "C"
+    names = (weight.name for block in network.main.blocks for weight in block.weights)
+    elements = "(c + r)" if any("kv_a_proj" in name for name in names) else "K·(H + h)"
+    cross = " + S·N·(H + h)" if len(own) < len(attentions) else ""
+    reused = ", 0 where it reads another's cache" if any(not attention.cached_elements for attention in own) else ""
+    return f"{tokens}·{elements}{cross}{reused}"
 
 
 def _state(result: Estimate) -> Row:

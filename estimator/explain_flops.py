@@ -29,7 +29,7 @@ def explain_compute(result: Estimate) -> Iterator[Row]:
     """Rows for every FLOP count of both phases."""
     network, compute = result.network, result.compute
     runs = list(prefill_runs(network, result.workload))
-    where = "rows = B·L (L keys)" if network.architecture != "encoder-decoder" else "rows and keys as each stack runs"
+    where = "rows = B·L, keys = L" if network.architecture != "encoder-decoder" else "rows and keys as each stack runs"
     yield from _operators("prefill", runs, compute.prefill_by_operator, where)
     total = plus(compute.prefill_by_operator)
     yield "compute.prefill_flops", "sum of the operators", total, compute.prefill_flops, _SOURCE

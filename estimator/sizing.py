@@ -11,6 +11,7 @@ from estimator.flops import FlopCount, count_flops
 from estimator.memory import MemoryEstimate, estimate_memory
 from estimator.network import Network, Stack
 from estimator.params import ParamCount, count_params
+from estimator.phases import longest_sequence
 from estimator.roofline import LatencyBound, bound_latency, peak_rate
 from estimator.weights import network_of
 from estimator.workload import Workload
@@ -140,10 +141,10 @@ def _latency_dict(latency: LatencyBound) -> dict[str, Any]:
 
 def _workload_warnings(network: Network, workload: Workload) -> list[str]:
     warnings = []
-    longest = network.max_position_embeddings
-    if longest is not None and workload.context_length > longest:
+    longest, needed = network.max_position_embeddings, longest_sequence(network, workload)
+    if longest is not None and needed > longest:
         what = "has no learned positions" if network.learned_positions else "was not trained"
-        warnings.append(f"{workload.context_length:,} tokens are more than the {longest:,} beyond which it {what}")
+        warnings.append(f"{needed:,} tokens are more than the {longest:,} beyond which it {what}")
     if workload.generated_length and not network.is_causal:
         warnings.append("an encoder generates nothing; the generated tokens count as nothing but context")
     if workload.num_images and not any(stack.optional for stack in network.stacks):
