@@ -11,6 +11,7 @@ from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Network
 from estimator.readers.decoder_families import DECODERS
 from estimator.readers.decoders import decoder_network
+from estimator.readers.encoder_families import READERS as ENCODER_READERS
 from estimator.readers.family_data import FamilyData, family_data
 from estimator.readers.fields import Fields
 
@@ -23,7 +24,7 @@ Reader = Callable[[Fields], Network]
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    return decoders
+    return {**decoders, **ENCODER_READERS}
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:

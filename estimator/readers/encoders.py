@@ -1,0 +1,296 @@
+"""Text encoders that differ in facts only: one function lays out a stack from a row of facts.
+
+A row of `Encoder` says what a family fixes and which fields of config.json decide the rest. What stands behind the
+layers is written in words, one list of words per task, so that a head is named once and used by every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from estimator.blocks import attention, cross_attention, embedding, feed_forward, head, linear, norm, norm_weights
+from estimator.errors import ConfigError, UnsupportedModelError
+from estimator.network import Block, Layer, Network, Stack, Weight
+from estimator.readers.decoders import Flag, num_labels
+from estimator.readers.fields import Fields
+
+__all__ = [
+    "BERT_HEADS",
+    "ROBERTA_HEADS",
+    "Encoder",
+    "Extra",
+    "encoder_attention",
+    "encoder_layer",
+    "encoder_network",
+    "encoder_stack",
+    "flag_of",
+    "head_blocks",
+    "head_dim_of",
+    "idle",
+    "is_generating",
+    "table_width",
+]
+
+# Further blocks of a family: behind the tables, in each layer, or behind the layers.
+Extra = Callable[[Fields], tuple[Block, ...]]
+
+BERT_HEADS: Mapping[str, str] = {
+    "base": "pooler",
+    "masked_lm": "lm",
+    "causal_lm": "lm",
+    "pretraining": "pooler lm pair",
+    "next_sentence_prediction": "pooler pair",
+    "sequence_classification": "pooler label",
+    "multiple_choice": "pooler choice",
+    "token_classification": "labels",
+    "question_answering": "spans",
+}
+ROBERTA_HEADS: Mapping[str, str] = {**BERT_HEADS, "sequence_classification": "dense label"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """The facts of a family of encoders.
+
+    norm_first: norms stand before what they belong to, instead of behind; final_norm: one more behind the layers.
+    embedding_size: the field with the width of the tables, null for the hidden size; `projection` says when a matrix
+    leads from it to the hidden size: "differs" (when it is another), "always" or "never". norm_projected: the norm
+    of the embeddings stands behind that matrix. positions: "learned" (max_position_embeddings rows and
+    `extra_positions` more) or "none". token_types: the field with the number of rows, or a fixed number.
+    heads: the words of `head_blocks` for each task. lm_norm: kind of norm in the head's transform; lm_width: the field
+    with the transform's width, null for the hidden size; lm_tied: whether tie_word_embeddings ties the head;
+    lm_untied_bias: an untied head keeps a second vector beside the projection's own.
+    make_attention, make_feed_forward: instead of the usual blocks. tables, extra: further blocks behind the tables and
+    behind the layers.
+    """
+
+    norm: str = "layer_norm"
+    norm_first: bool = False
+    final_norm: bool = False
+    embedding_norm: bool = True
+    embedding_size: str | None = None
+    projection: str = "differs"
+    projection_bias: bool = True
+    norm_projected: bool = False
+    positions: str = "learned"
+    extra_positions: int = 0
+    token_types: str | int = "type_vocab_size"
+    gated: bool = False
+    qkv_bias: Flag = True
+    output_bias: Flag = True
+    mlp_bias: Flag = True
+    key_value_heads: str | None = None
+    intermediate_size: str = "intermediate_size"
+    heads: Mapping[str, str] | None = None
+    lm_norm: str = "layer_norm"
+    lm_transform: bool = True
+    lm_transform_bias: Flag = True
+    lm_width: str | None = None
+    lm_bias: Flag = True
+    lm_tied: bool = True
+    lm_untied_bias: bool = True
+    classifier_bias: bool = True
+    make_attention: Extra | None = None
+    make_feed_forward: Extra | None = None
+    tables: Extra | None = None
+    extra: Extra | None = None
+    ignored: tuple[str, ...] = ()
+
+
+def encoder_network(fields: Fields, facts: Encoder) -> Network:
+    """A model that is one encoder, with what its class has behind it; a decoder where the config says so.
+
+    Raises:
+        UnsupportedModelError: the class is for a task that is not known here.
+    """
+    is_learned = facts.positions == "learned"
+    return Network(
+        architecture="decoder" if is_generating(fields) else "encoder",
+        stacks=(encoder_stack(fields, facts, after=tuple(head_blocks(fields, facts))),),
+        model_type=fields.data.model_type,
+        vocab_size=fields.size("vocab_size"),
+        max_position_embeddings=fields.optional_size("max_position_embeddings"),
+        learned_positions=is_learned,
+    )
+
+
+def encoder_stack(fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = (), prefix: str = "") -> Stack:
+    """Embeddings, layers and last norm, then `after`."""
+    fields.ignore(*facts.ignored)
+    hidden = fields.size("hidden_size")
+    layer = encoder_layer(fields, facts)
+    last = (norm("norm", hidden, facts.norm),) if facts.final_norm else ()
+    extra = facts.extra(fields) if facts.extra is not None else ()
+    return Stack(
+        name="decoder" if is_generating(fields) else "encoder",
+        hidden_size=hidden,
+        before=tuple(_embeddings(fields, facts)),
+        layers=(layer,) * fields.layers(),
+        after=last + extra + after,
+        is_causal=is_generating(fields),
+        prefix=prefix,
+    )
+
+
+def is_generating(fields: Fields) -> bool:
+    """Whether `is_decoder` turns the encoder into a decoder with a cache."""
+    is_decoder = "is_decoder" in fields.data.defaults and fields.flag("is_decoder")
+    return is_decoder and fields.task in ("base", "causal_lm")
+
+
+def encoder_layer(fields: Fields, facts: Encoder) -> Layer:
+    """One layer; all are alike."""
+    hidden = fields.size("hidden_size")
+    mixing = facts.make_attention(fields) if facts.make_attention else (encoder_attention(fields, facts),)
+    cross = _cross_attention(fields, facts)
+    feeding = facts.make_feed_forward(fields) if facts.make_feed_forward else (_feed_forward(fields, facts),)
+    parts = (("attention_norm", mixing), ("cross_attention_norm", cross), ("mlp_norm", feeding))
+    blocks: tuple[Block, ...] = ()
+    for name, part in parts:
+        if part:
+            own = (norm(name, hidden, facts.norm),)
+            blocks += own + part if facts.norm_first else part + own
+    return Layer(blocks=blocks)
+
+
+def encoder_attention(
+    fields: Fields, facts: Encoder, *, window: int | None = None, extra: tuple[Weight, ...] = ()
+) -> Block:
+    """Attention of every token to every token."""
+    heads = fields.size("num_attention_heads")
+    key_value_heads = fields.optional_size(facts.key_value_heads) if facts.key_value_heads else None
+    return attention(
+        hidden_size=fields.size("hidden_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads or heads,
+        head_dim=head_dim_of(fields),
+        qkv_bias=flag_of(fields, facts.qkv_bias),
+        output_bias=flag_of(fields, facts.output_bias),
+        is_cached=is_generating(fields),
+        window=window,
+        extra=extra,
+    )
+
+
+def head_dim_of(fields: Fields, name: str = "num_attention_heads") -> int:
+    """The width of a head: `head_dim`, or an equal share of the hidden size.
+
+    Raises:
+        ConfigError: the heads do not share it evenly.
+    """
+    if "head_dim" in fields.data.defaults and fields.raw("head_dim") is not None:
+        return fields.size("head_dim")
+    hidden, heads = fields.size("hidden_size"), fields.size(name)
+    if hidden % heads:
+        raise ConfigError(f"{name} must divide hidden_size {hidden}, not {heads}", field=name)
+    return hidden // heads
+
+
+def head_blocks(fields: Fields, facts: Encoder) -> Iterator[Block]:
+    """What the class has behind its layers, from the words for its task.
+
+    pooler, dense: a square matrix on the first token. label, choice, pair: a projection of one row to the classes,
+    to 1, to 2. labels, spans: a projection of every row to the classes. rows: a square matrix on every row; token: a
+    projection of every row to 1. lm: the projection to the vocabulary, with its transform.
+
+    Raises:
+        UnsupportedModelError: the class is for a task that is not known here.
+    """
+    words = (facts.heads or BERT_HEADS).get(fields.task)
+    if words is None:
+        raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
+    for word in words.split():
+        if word == "lm":
+            yield from _language_head(fields, facts)
+        else:
+            yield _head_block(fields, facts, word)
+
+
+def table_width(fields: Fields, facts: Encoder) -> int:
+    """The width of the embedding tables."""
+    own = fields.optional_size(facts.embedding_size) if facts.embedding_size else None
+    return own or fields.size("hidden_size")
+
+
+def idle(block: Block) -> Block:
+    """The block of weights that is there, but through which no row of plain text passes."""
+    return replace(block, positions=0, attention=None)
+
+
+def flag_of(fields: Fields, fact: Flag) -> bool:
+    """The fact, or the value of the field that decides it."""
+    return fields.flag(fact) if isinstance(fact, str) else fact
+
+
+def _embeddings(fields: Fields, facts: Encoder) -> Iterator[Block]:
+    hidden, width = fields.size("hidden_size"), table_width(fields, facts)
+    yield embedding("embed_tokens", fields.size("vocab_size"), width)
+    if facts.positions == "learned":
+        rows = fields.size("max_position_embeddings") + facts.extra_positions
+        yield embedding("embed_positions", rows, width)
+    types = fields.count(facts.token_types) if isinstance(facts.token_types, str) else facts.token_types
+    if types:
+        yield embedding("embed_token_types", types, width)
+    yield from facts.tables(fields) if facts.tables is not None else ()
+    is_projected = facts.projection == "always" or (facts.projection == "differs" and width != hidden)
+    if facts.embedding_norm and not facts.norm_projected:
+        yield norm("embed_norm", width, facts.norm)
+    if is_projected:
+        weights = linear("embed_project", width, hidden, bias=facts.projection_bias)
+        yield Block(name="", part="embedding", weights=weights, live_width=width + hidden)
+    if facts.embedding_norm and facts.norm_projected:
+        yield norm("embed_norm", hidden, facts.norm)
+
+
+def _cross_attention(fields: Fields, facts: Encoder) -> tuple[Block, ...]:
+    """Queries, keys, values and output for an encoder that is not part of this model: they stand idle without it."""
+    if "add_cross_attention" not in fields.data.defaults or not fields.flag("add_cross_attention"):
+        return ()
+    if not fields.flag("is_decoder"):
+        raise ConfigError("add_cross_attention needs is_decoder to be true", field="add_cross_attention")
+    hidden = fields.size("hidden_size")
+    blocks = cross_attention(
+        hidden_size=hidden,
+        source_size=hidden,
+        num_attention_heads=fields.size("num_attention_heads"),
+        head_dim=head_dim_of(fields),
+        qkv_bias=flag_of(fields, facts.qkv_bias),
+        output_bias=flag_of(fields, facts.output_bias),
+    )
+    return tuple(idle(block) for block in blocks)
+
+
+def _feed_forward(fields: Fields, facts: Encoder) -> Block:
+    hidden = fields.size("hidden_size")
+    width = fields.optional_size(facts.intermediate_size) or 4 * hidden
+    bias = flag_of(fields, facts.mlp_bias)
+    return feed_forward(hidden_size=hidden, intermediate_size=width, gated=facts.gated, bias=bias)
+
+
+def _head_block(fields: Fields, facts: Encoder, word: str) -> Block:
+    hidden, bias = fields.size("hidden_size"), facts.classifier_bias
+    if word in ("pooler", "dense", "rows"):
+        weights = linear(word, hidden, hidden, bias=True, quantized=False)
+        return Block(name="", part="head", weights=weights, positions=None if word == "rows" else 1)
+    if word in ("labels", "spans", "label"):
+        name = "qa_outputs" if word == "spans" else "classifier"
+        return head(name, hidden, num_labels(fields), bias=bias, positions=1 if word == "label" else None)
+    outputs = {"choice": 1, "pair": 2, "token": 1, "ends": 2}[word]
+    return head(word, hidden, outputs, bias=bias, positions=1 if word in ("choice", "pair") else None)
+
+
+def _language_head(fields: Fields, facts: Encoder) -> Iterator[Block]:
+    hidden, tied = fields.size("hidden_size"), fields.flag("tie_word_embeddings") and facts.lm_tied
+    width = hidden
+    if facts.lm_transform:
+        width = (fields.optional_size(facts.lm_width) if facts.lm_width else None) or hidden
+        bias = flag_of(fields, facts.lm_transform_bias)
+        weights = linear("transform", hidden, width, bias=bias, quantized=False)
+        weights += norm_weights("norm", width, facts.lm_norm)
+        yield Block(name="head", part="head", weights=weights, live_width=hidden + width)
+    vocabulary = fields.size("vocab_size")
+    yield head("lm_head", width, vocabulary, bias=flag_of(fields, facts.lm_bias), tied=tied)
+    if facts.lm_untied_bias and not fields.flag("tie_word_embeddings"):
+        second = Weight(name="lm_head.second_bias", shape=(vocabulary,), role="bias")
+        yield Block(name="", part="head", weights=(second,))
