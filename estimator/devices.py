@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +29,9 @@ NUMBERS = (
     "tdp_w",
     "price_usd",
 )
+
+
+_MAKERS = {"label", "nvidia", "amd", "intel", "apple", "tesla", "geforce", "instinct", "radeon"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,8 @@ def load_devices() -> dict[str, Device]:
 def get_device(name: str) -> Device:
     """The device of that name, whatever its case; spaces and underscores count as hyphens.
 
+    Words of one device's label in any order are a name too: "A100-40GB-PCIe" is NVIDIA A100 PCIe 40 GB.
+
     Raises:
         UnknownDeviceError: names the devices that are closest, or how to list them.
     """
@@ -94,9 +100,13 @@ def get_device(name: str) -> Device:
     devices = _read_table()[1]
     if key in devices:
         return _device(key)
+    asked = _words(key)
+    named = [device for device, row in devices.items() if asked and asked <= _words(f"{device} {row.splitlines()[0]}")]
+    if len(named) == 1:
+        return _device(named[0])
     import difflib
 
-    holding = [device for device in devices if key and key in device]
+    holding = named or [device for device in devices if key and key in device]
     close = holding[:3] or difflib.get_close_matches(key, devices, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "`estimator devices` lists the names"
     raise UnknownDeviceError(f"unknown device {name[:60]!r}; {hint}")
@@ -136,6 +146,12 @@ def _device(name: str) -> Device:
         note=row.get("note", ""),
         sources={number: sources[own.get(number, row["source"])] for number in given},
     )
+
+
+def _words(text: str) -> set[str]:
+    """The words of a device's name or label without its maker's; a number and its unit are one word."""
+    joined = re.sub(r"(\d) gb", r"\1gb", text.lower())
+    return set(re.findall(r"[a-z0-9.]+", joined)) - _MAKERS
 
 
 def _whole(value: float | None) -> int | None:

@@ -98,9 +98,8 @@ def _scores_bytes(block: Block, rows: int, length: int, plan: _Plan) -> int:
     assert attention is not None
     if plan.fused_attention or plan.checkpointing == "selective":
         return 0
-    is_half = plan.precision != "fp32"
     # half precision: scores, fp32 probabilities, and their half copy; fp32: scores and probabilities
-    return rows * length * attention.num_attention_heads * (8 if is_half else 8)
+    return rows * length * attention.num_attention_heads * 8
 
 
 def _inner_width(block: Block) -> int:

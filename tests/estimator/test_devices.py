@@ -206,3 +206,25 @@ def test_guide_shows_a_row_as_it_stands_in_the_table():
     example = tomllib.loads(guide.split("```toml")[1].split("```")[0])["devices"]
     table = tomllib.loads(resources.files("estimator").joinpath("devices.toml").read_text(encoding="utf-8"))
     assert example == {name: table["devices"][name] for name in example}
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("A100-40GB-PCIe", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("Tesla T4", "t4"),
+        ("V100-PCIE-16GB", "v100-pcie"),
+        ("geforce rtx 4090", "rtx-4090"),
+    ],
+)
+def test_words_of_the_label_are_a_name(name: str, device: str) -> None:
+    """The names that drivers and papers use find the row, in whatever order the words stand."""
+    assert get_device(name).name == device
+
+
+@pytest.mark.parametrize("name", ["a100", "pcie 80gb"])
+def test_words_of_several_labels_are_refused(name: str) -> None:
+    """What fits several devices is not guessed; the message lists some of them."""
+    with pytest.raises(UnknownDeviceError, match="did you mean"):
+        get_device(name)
