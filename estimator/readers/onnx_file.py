@@ -17,6 +17,7 @@ from estimator.errors import CorruptFileError, InputError
 from estimator.onnx_wire import fields, varint
 from estimator.readers.file_window import FileWindow
 from estimator.readers.onnx_roles import Node, parameters_of
+from estimator.readers.onnx_types import DATA_TYPES
 from estimator.readers.weight_records import (
     FileTensor,
     WeightFile,
@@ -27,39 +28,8 @@ from estimator.readers.weight_records import (
     show_name,
 )
 
-__all__ = ["DATA_TYPES", "looks_like_onnx", "read_onnx"]
+__all__ = ["looks_like_onnx", "read_onnx"]
 
-# TensorProto.DataType -> (our name, bits per element). Strings have no fixed size.
-DATA_TYPES: dict[int, tuple[str, int]] = {
-    1: ("fp32", 32),
-    2: ("uint8", 8),
-    3: ("int8", 8),
-    4: ("uint16", 16),
-    5: ("int16", 16),
-    6: ("int32", 32),
-    7: ("int64", 64),
-    8: ("string", 0),
-    9: ("bool", 8),
-    10: ("fp16", 16),
-    11: ("fp64", 64),
-    12: ("uint32", 32),
-    13: ("uint64", 64),
-    14: ("complex64", 64),
-    15: ("complex128", 128),
-    16: ("bf16", 16),
-    17: ("fp8_e4m3", 8),
-    18: ("fp8_e4m3fnuz", 8),
-    19: ("fp8_e5m2", 8),
-    20: ("fp8_e5m2fnuz", 8),
-    21: ("uint4", 4),
-    22: ("int4", 4),
-    23: ("fp4_e2m1", 4),
-    24: ("fp8_e8m0", 8),
-    25: ("uint2", 2),
-    26: ("int2", 2),
-    27: ("fp6_e2m3", 6),
-    28: ("fp6_e3m2", 6),
-}
 _MOST_FIELDS, _MOST_LEVELS = 4_000_000, 32
 _MOST_NODES, _MOST_TEXT_BYTES, _MOST_KEPT_BYTES = 500_000, 1 << 12, 1 << 22
 _MOST_INPUTS = 100_000

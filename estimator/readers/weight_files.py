@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,18 @@ _OTHERS = {
 }
 _INDEX = "model.safetensors.index.json"
 _WEIGHT_ENDINGS = (".safetensors", ".gguf", ".onnx")
-_MOST_LISTED, _MOST_SHAPES, _MOST_FUSED = 5, 48, 4
+_MOST_LISTED, _MOST_SHAPES, _MOST_FUSED, _MOST_LAYERS = 5, 16, 4, 1000
+_LAYER = re.compile(r"(?:^|[._/])(?:layers?|h|blk|blocks?|stages)\.(\d{1,5})(?=\.)")
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One weight, or `copies` equal ones, as it is compared."""
+
+    name: str
+    shape: Shape
+    copies: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,49 +162,81 @@ def compare_with_config(weight_file: WeightFile, network: Network) -> Comparison
     """
     if weight_file.parameters is None:
         raise InputError(f"{weight_file.paths[0]}: {weight_file.warnings[-1]}")
-    in_file, in_config = _file_shapes(weight_file.parameters), _config_shapes(network)
-    total = sum(weight.num_elements for _, _, weight in stored_weights(network))
-    rest_file, rest_config = Counter(in_file), Counter(in_config)
-    rest_file.subtract(in_file & in_config)
-    rest_config.subtract(in_file & in_config)
-    rest_file, rest_config = +rest_file, +rest_config
-    _match_fused(rest_file, rest_config)
-    _match_fused(rest_config, rest_file)
-    _match_flat(rest_file, rest_config)
-    only_in_file = _file_names(weight_file.parameters, +rest_file)
-    only_in_config = _config_names(network, +rest_config)
+    in_file = _items((tensor.name, tensor.shape, 1) for tensor in weight_file.parameters)
+    in_config = _items((name, weight.shape, weight.copies) for name, _, weight in stored_weights(network))
+    only_in_file, only_in_config = _differences(in_file, in_config)
+    totals = weight_file.num_parameters or 0, sum(weight.num_elements for _, _, weight in stored_weights(network))
     return Comparison(
-        file_parameters=weight_file.num_parameters or 0,
-        config_parameters=total,
+        file_parameters=totals[0],
+        config_parameters=totals[1],
         only_in_file=only_in_file,
         only_in_config=only_in_config,
-        messages=_messages(weight_file.num_parameters or 0, total, only_in_file, only_in_config),
+        messages=_messages(*totals, only_in_file, only_in_config),
     )
 
 
-def _canonical(shape: Shape) -> tuple[Shape, int]:
-    """A shape without dimensions of 1 and in rising order, and how many such tensors it stacks: experts come in 3."""
-    dims = [size for size in shape if size != 1]
-    copies = dims.pop(0) if len(dims) == 3 else 1
-    return tuple(sorted(dims)), copies
+def _items(weights: Iterable[tuple[str, Shape, int]]) -> list[_Item]:
+    """Weights with shapes as they are compared: without dimensions of 1, in rising order, a stack as copies."""
+    items = []
+    for name, shape, copies in weights:
+        dims = [size for size in shape if size != 1]
+        stacked = dims.pop(0) if len(dims) == 3 else 1
+        if math.prod(dims) * stacked:
+            items.append(_Item(name, tuple(sorted(dims)), stacked * copies))
+    return items
 
 
-def _file_shapes(tensors: tuple[FileTensor, ...]) -> Counter[Shape]:
-    shapes: Counter[Shape] = Counter()
-    for tensor in tensors:
-        if tensor.num_elements:
-            shape, copies = _canonical(tensor.shape)
-            shapes[shape] += copies
-    return shapes
+def _differences(in_file: list[_Item], in_config: list[_Item]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that only one side has: matched layer by layer, or over all layers at once where that fits better."""
+    at_once = _match(in_file, in_config)
+    if not any(at_once):
+        return (), ()
+    names = [_names_of(left, items) for left, items in zip(at_once, (in_file, in_config), strict=True)]
+    layers = sorted({_layer(item.name) for item in in_file + in_config})
+    if 1 < len(layers) <= _MOST_LAYERS:
+        by_layer, left_elements = _match_layers(in_file, in_config, layers)
+        if left_elements <= _size(at_once):
+            names = by_layer
+    return tuple(sorted(names[0], key=_natural)), tuple(sorted(names[1], key=_natural))
 
 
-def _config_shapes(network: Network) -> Counter[Shape]:
-    shapes: Counter[Shape] = Counter()
-    for _, _, weight in stored_weights(network):
-        if weight.num_elements:
-            shape, copies = _canonical(weight.shape)
-            shapes[shape] += copies * weight.copies
-    return shapes
+def _match_layers(in_file: list[_Item], in_config: list[_Item], layers: list[int]) -> tuple[list[list[str]], int]:
+    """Names that are left over on both sides, and their elements; -1 is what stands outside the layers."""
+    sides: list[dict[int, list[_Item]]] = [{layer: [] for layer in layers} for _ in range(2)]
+    for side, items in zip(sides, (in_file, in_config), strict=True):
+        for item in items:
+            side[_layer(item.name)].append(item)
+    names: list[list[str]] = [[], []]
+    left_elements = 0
+    for layer in layers:
+        rest = _match(sides[0][layer], sides[1][layer])
+        left_elements += _size(rest)
+        for found, left, side in zip(names, rest, sides, strict=True):
+            found += _names_of(left, side[layer])
+    return names, left_elements
+
+
+def _match(in_file: list[_Item], in_config: list[_Item]) -> tuple[Counter[Shape], Counter[Shape]]:
+    """The shapes that are left over on both sides."""
+    shapes: tuple[Counter[Shape], Counter[Shape]] = (Counter(), Counter())
+    for side, items in zip(shapes, (in_file, in_config), strict=True):
+        for item in items:
+            side[item.shape] += item.copies
+    rest_file, rest_config = shapes[0] - shapes[1], shapes[1] - shapes[0]
+    _match_fused(rest_file, rest_config)
+    _match_fused(rest_config, rest_file)
+    _match_flat(rest_file, rest_config)
+    return +rest_file, +rest_config
+
+
+def _size(rest: tuple[Counter[Shape], Counter[Shape]]) -> int:
+    return sum(math.prod(shape) * count for side in rest for shape, count in side.items())
+
+
+def _layer(name: str) -> int:
+    """The layer that a weight belongs to by its name, -1 for none."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else -1
 
 
 def _match_fused(whole: Counter[Shape], parts: Counter[Shape]) -> None:
@@ -236,32 +278,19 @@ def _match_flat(in_file: Counter[Shape], in_config: Counter[Shape]) -> None:
             in_config[other] -= times
 
 
-def _file_names(tensors: tuple[FileTensor, ...], left: Counter[Shape]) -> tuple[str, ...]:
-    """Names of tensors of the shapes that are left over: of equal ones the last layers', and a head before a table."""
+def _names_of(left: Counter[Shape], items: list[_Item]) -> list[str]:
+    """Names of weights of the shapes that are left over: of equal ones the last layers', and a head before a table."""
     found: list[str] = []
     left = Counter(left)
-    for tensor in sorted(tensors, key=_lateness, reverse=True):
-        shape, copies = _canonical(tensor.shape)
-        if left[shape] > 0 and tensor.num_elements:
-            left[shape] -= copies
-            found.append(tensor.name)
-    return tuple(sorted(found, key=_natural))
+    for item in sorted(items, key=_lateness, reverse=True):
+        if left[item.shape] > 0:
+            left[item.shape] -= item.copies
+            found.append(item.name)
+    return found
 
 
-def _config_names(network: Network, left: Counter[Shape]) -> tuple[str, ...]:
-    found: list[str] = []
-    left = Counter(left)
-    for name, _, weight in reversed(list(stored_weights(network))):
-        shape, copies = _canonical(weight.shape)
-        if left[shape] > 0 and weight.num_elements:
-            left[shape] -= copies * weight.copies
-            found.append(name)
-    return tuple(sorted(found, key=_natural))
-
-
-def _lateness(tensor: FileTensor) -> tuple[int, bool, str]:
-    numbers = re.findall(r"(?<!\d)\d{1,6}(?!\d)", tensor.name[:1000])
-    return int(numbers[0]) if numbers else -1, "head" in tensor.name or tensor.name == "output.weight", tensor.name
+def _lateness(item: _Item) -> tuple[int, bool]:
+    return _layer(item.name), "head" in item.name or item.name == "output.weight"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
