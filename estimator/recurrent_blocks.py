@@ -4,8 +4,8 @@ Matrices are [out, in]; letters as in blocks.py, and I the inner width, S the st
 
 What is counted beside the weights is what PyTorch's FlopCounterMode sees of the reference implementations in
 transformers 5.24: products of matrices, in prefill in chunks of c tokens, padded where the code pads. Two things
-follow. A causal convolution is computed over k - 1 positions beyond the prompt, and over one beyond a single token. And steps
-that are written as elementwise products (the delta rules, RG-LRU, RWKV) count as nothing.
+follow. A causal convolution is computed over k - 1 positions beyond the prompt, and over one beyond a single token.
+And steps that are written as elementwise products (the delta rules, RG-LRU, RWKV) count as nothing.
 """
 
 from __future__ import annotations

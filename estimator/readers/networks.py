@@ -14,6 +14,7 @@ from estimator.readers.decoders import decoder_network
 from estimator.readers.encoder_families import READERS as ENCODER_READERS
 from estimator.readers.family_data import FamilyData, family_data
 from estimator.readers.fields import Fields
+from estimator.readers.hybrid_families import READERS as HYBRID_READERS
 
 __all__ = ["network_families", "read_network"]
 
@@ -24,7 +25,7 @@ Reader = Callable[[Fields], Network]
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    return {**decoders, **ENCODER_READERS}
+    return {**decoders, **ENCODER_READERS, **HYBRID_READERS}
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:
