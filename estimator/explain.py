@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from estimator.explain_flops import explain_compute
 from estimator.explain_terms import Row, plus, product, shapes_sum, terms_sum
+from estimator.latency import sustained_rate
 from estimator.memory import (
     INT4_BLOCK,
     INT4_SCALE_BYTES,
@@ -21,7 +22,7 @@ from estimator.memory import (
 )
 from estimator.network import Network, Weight, stored_weights
 from estimator.phases import cached_tokens, decode_runs, prefill_runs, running_stacks, source_tokens, stack_rows
-from estimator.roofline import count_read_bytes, peak_rate
+from estimator.roofline import count_read_bytes
 from estimator.sizing import Estimate
 from estimator.workload import DTYPE_BYTES
 
@@ -237,23 +238,25 @@ def _runtime(result: Estimate) -> Row:
 
 def _latency(result: Estimate) -> Iterator[Row]:
     network, latency, device, workload = result.network, result.latency, result.device, result.workload
-    if latency is None or device is None or latency.prefill_s is None:
+    if latency is None or device is None:
         return
+    achievable = latency.achievable
     source = device.sources["memory_bandwidth_bytes_per_s"]
-    where = f"roofline (Williams et al. 2009); {source.title}, {source.date}; {device.note}".rstrip("; ")
-    rates = f"{peak_rate(workload, device)!r}", f"{device.memory_bandwidth_bytes_per_s!r}"
+    where = f"roofline (Williams et al. 2009); peaks: {source.title}, {source.date}; fractions: {achievable.source}"
+    sustained_bandwidth = f"({device.memory_bandwidth_bytes_per_s!r} × {achievable.bandwidth_fraction!r})"
+    rates = f"{sustained_rate(workload, device, achievable)!r}", sustained_bandwidth
     has_experts = any(weight.copies > weight.active_copies for _, _, weight in stored_weights(network))
     weights = "weights read (of E experts E·(1 − (1 − k/E)^rows))" if has_experts else "weights read"
     read = count_read_bytes(prefill_runs(network, workload), workload)
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
     numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
-    formula = f"max(prefill FLOPs / peak, ({weights} + keys and values written) / bandwidth)"
-    yield "latency.prefill_s", formula, numbers, latency.prefill_s.value, where
+    formula = f"max(prefill FLOPs / sustained rate, ({weights} + keys and values written) / sustained bandwidth)"
+    yield "latency.prefill_s", formula, numbers, latency.prefill_s.time_s.value, where
     if latency.decode_s_per_token is None:
         return
     read = count_read_bytes(decode_runs(network, workload), workload)
     kept = f"{read} + {result.memory.kv_cache_bytes} + {count_state_bytes(network, workload)}"
     step = f"{workload.batch_size} × {result.compute.decode_flops_per_token}"
-    formula = f"max(B · decode FLOPs / peak, ({weights} + KV cache + state) / bandwidth)"
+    formula = f"max(B · decode FLOPs / sustained rate, ({weights} + KV cache + state) / sustained bandwidth)"
     numbers = f"max({step} / {rates[0]}, ({kept}) / {rates[1]})"
-    yield "latency.decode_s_per_token", formula, numbers, latency.decode_s_per_token.value, where
+    yield "latency.decode_s_per_token", formula, numbers, latency.decode_s_per_token.time_s.value, where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from estimator.achievable import Achievable, achievable_of
@@ -17,7 +17,7 @@ from estimator.roofline import count_read_bytes, peak_rate
 from estimator.weights import network_of
 from estimator.workload import Workload
 
-__all__ = ["LatencyEstimate", "PhaseTime", "estimate_latency"]
+__all__ = ["LatencyEstimate", "PhaseTime", "estimate_latency", "sustained_rate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,8 @@ class PhaseTime:
 class LatencyEstimate:
     """Both phases, None where there is no such phase. `achievable` holds the fractions and where they come from.
 
-    Time to first token is the prefill; a sequence gets a token every `decode_s_per_token`, the batch
-    `batch_size` of them.
+    Time to first token is the prefill; a sequence gets a token every `decode_s_per_token`, the batch `batch_size` of
+    them: `tokens_per_s`. `request_s` is the prefill and all generated tokens.
     """
 
     prefill_s: PhaseTime
@@ -61,6 +61,16 @@ class LatencyEstimate:
     request_s: float
     tokens_per_s: float | None
     achievable: Achievable
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `latency`; prefill_s and decode_s_per_token are a contract."""
+        return {
+            "prefill_s": self.prefill_s.to_dict(),
+            "decode_s_per_token": None if self.decode_s_per_token is None else self.decode_s_per_token.to_dict(),
+            "request_s": self.request_s,
+            "tokens_per_s": self.tokens_per_s,
+            "achievable": asdict(self.achievable),
+        }
 
 
 def estimate_latency(
@@ -84,9 +94,7 @@ def estimate_latency(
     flops = count_flops(network, workload)
     read = count_read_bytes(prefill_runs(network, workload), workload)
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
-    is_fp32 = workload.activation_dtype == "fp32" and workload.weight_dtype not in ("int8", "int4")
-    fraction = achievable.fp32_fraction if is_fp32 else achievable.matrix_fraction
-    sustained = peak * fraction, bandwidth * achievable.bandwidth_fraction
+    sustained = sustained_rate(workload, device, achievable), bandwidth * achievable.bandwidth_fraction
     prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable)
     decode = None
     if flops.decode_flops_per_token is not None:
@@ -102,6 +110,19 @@ def estimate_latency(
         tokens_per_s=workload.batch_size / step_s if step_s else None,
         achievable=achievable,
     )
+
+
+def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -> float:
+    """FLOP/s that the device sustains for the workload's types; int4 weights are multiplied in the activations' type.
+
+    A float type without a published rate runs in fp32, outside of matrix units.
+    """
+    rates = device.peak_flops_per_s
+    if workload.weight_dtype == "int8" and "int8" in rates:
+        return rates["int8"] * achievable.matrix_fraction
+    if workload.activation_dtype != "fp32" and workload.activation_dtype in rates:
+        return rates[workload.activation_dtype] * achievable.matrix_fraction
+    return (rates.get("fp32") or max(rates.values())) * achievable.fp32_fraction
 
 
 def _phase(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from estimator.calibrating.profiles import find_device
 from estimator.readers.source import ModelSource
 from estimator.sizing import Estimate, estimate
 from estimator.workload import FLOAT_DTYPES, Workload
@@ -26,6 +27,7 @@ def size_source(
     """What the model needs, under its own name and with the reader's warnings.
 
     Weights are in the given type or the config's; activations follow a float type; the cache follows the activations.
+    Times are those of the device's calibration where this user has one.
 
     Raises:
         InputError: a length or a number type is impossible.
@@ -43,7 +45,8 @@ def size_source(
         activation_dtype=activations,
         kv_cache_dtype=kv_cache_dtype or activations,
     )
-    result = estimate(source.network, workload, device)
+    found, achievable = (None, None) if device is None else find_device(device)
+    result = estimate(source.network, workload, found, achievable)
     return replace(result, name=source.name, config=source.buildable, warnings=(*source.warnings, *result.warnings))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from estimator.achievable import Achievable
 from estimator.config import TransformerConfig
 from estimator.devices import Device, get_device
 from estimator.flops import FlopCount, count_flops
+from estimator.latency import LatencyEstimate, estimate_latency
 from estimator.memory import MemoryEstimate, estimate_memory
 from estimator.network import Network, Stack
 from estimator.params import ParamCount, count_params
 from estimator.phases import longest_sequence
-from estimator.roofline import LatencyBound, bound_latency, peak_rate
+from estimator.roofline import peak_rate
 from estimator.weights import network_of
 from estimator.workload import Workload
 
@@ -34,7 +36,7 @@ class Estimate:
     memory: MemoryEstimate
     compute: FlopCount
     device: Device | None = None
-    latency: LatencyBound | None = None
+    latency: LatencyEstimate | None = None
     fits: bool | None = None
     warnings: tuple[str, ...] = ()
     name: str | None = None
@@ -54,14 +56,17 @@ class Estimate:
             counted += ["compute.decode_flops_per_token"]
             counted += [f"compute.decode_by_operator.{name}" for name in self.compute.decode_by_operator]
         modelled = ["memory.activations_bytes", "memory.total_bytes"]
+        timed = []
         if self.memory.runtime_bytes is not None:
             modelled.append("memory.runtime_bytes")
         if self.latency is not None:
-            figures = {"prefill_s": self.latency.prefill_s, "decode_s_per_token": self.latency.decode_s_per_token}
-            modelled += [f"latency.{name}" for name, figure in figures.items() if figure is not None]
+            timed = ["latency.prefill_s", "latency.request_s"]
+            if self.latency.decode_s_per_token is not None:
+                timed += ["latency.decode_s_per_token", "latency.tokens_per_s"]
         if self.fits is not None:
             modelled.append("fits")
-        return dict.fromkeys(counted, "counted") | dict.fromkeys(modelled, "modelled")
+        origins = dict.fromkeys(counted, "counted") | dict.fromkeys(modelled, "modelled")
+        return origins | dict.fromkeys(timed, "" if self.latency is None else self.latency.achievable.origin)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `estimator size --json`; its keys are a contract."""
@@ -84,20 +89,24 @@ class Estimate:
         }
         if self.device is not None:
             document["device"] = self.device.to_dict()
-        if self.latency is not None:
-            document["latency"] = _latency_dict(self.latency)
+            none = {"prefill_s": None, "decode_s_per_token": None}
+            document["latency"] = none if self.latency is None else self.latency.to_dict()
         return document
 
 
 def estimate(
-    model: TransformerConfig | Network, workload: Workload | None = None, device: Device | str | None = None
+    model: TransformerConfig | Network,
+    workload: Workload | None = None,
+    device: Device | str | None = None,
+    achievable: Achievable | None = None,
 ) -> Estimate:
-    """Counts parameters, bytes and FLOPs of a model, and bounds its time on a device.
+    """Counts parameters, bytes and FLOPs of a model, and models its time on a device.
 
     Args:
         model: a config that can be built, or a network.
         workload: batch, lengths and number types; `Workload()` when not given.
         device: one of `load_devices()` or its name; without it there is no latency and `fits` is None.
+        achievable: which part of its peaks the device sustains; that of its class when not given.
 
     Raises:
         UnknownDeviceError: no device of that name.
@@ -115,7 +124,7 @@ def estimate(
         params=count_params(network),
         memory=memory,
         compute=count_flops(network, workload),
-        latency=None if device is None else bound_latency(network, workload, device),
+        latency=None if device is None else estimate_latency(network, workload, device, achievable),
         fits=None if capacity is None else memory.total_bytes <= capacity,
         warnings=(*_workload_warnings(network, workload), *_device_warnings(workload, memory, device)),
     )
@@ -127,15 +136,6 @@ def _stack_dict(stack: Stack) -> dict[str, Any]:
         "num_hidden_layers": len(stack.layers),
         "hidden_size": stack.hidden_size,
         "length": stack.length,
-    }
-
-
-def _latency_dict(latency: LatencyBound) -> dict[str, Any]:
-    return {
-        "prefill_s": None if latency.prefill_s is None else latency.prefill_s.to_dict(),
-        "decode_s_per_token": None if latency.decode_s_per_token is None else latency.decode_s_per_token.to_dict(),
-        "prefill_limit": latency.prefill_limit,
-        "decode_limit": latency.decode_limit,
     }
 
 
@@ -166,5 +166,5 @@ def _device_warnings(workload: Workload, memory: MemoryEstimate, device: Device 
     if not rates or device.memory_bandwidth_bytes_per_s is None:
         warnings.append(f"no latency: {device.name} has no published arithmetic rate or bandwidth")
     elif workload.activation_dtype not in rates and peak_rate(workload, device) == rates.get("fp32"):
-        warnings.append(f"{device.name} has no published {workload.activation_dtype} rate; the bound uses fp32's")
+        warnings.append(f"{device.name} has no published {workload.activation_dtype} rate; the time is that of fp32")
     return warnings

@@ -10,7 +10,7 @@ from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
 from estimator.display import print_json, shorten
-from estimator.figures import Figure
+from estimator.latency import PhaseTime
 from estimator.readers.source import ModelSource, bundled_models, read_source
 from estimator.sized_source import size_document
 from estimator.sizing import Estimate
@@ -106,16 +106,25 @@ def _latency_lines(result: Estimate) -> list[str]:
         "",
         f"on {result.device.label}",
         f"  fits               {answer}{of}",
-        _bound("  prefill", result.latency.prefill_s, result.latency.prefill_limit),
-        _bound("  decode, per token", result.latency.decode_s_per_token, result.latency.decode_limit),
+        _time("  prefill", result.latency.prefill_s),
+        _time("  decode, per token", result.latency.decode_s_per_token),
+        *_throughput(result),
     ]
 
 
-def _bound(label: str, figure: Figure | None, limit: str | None) -> str:
-    if figure is None or figure.low is None or figure.high is None:
-        return f"{label:<20} -"
-    span = f"at least {shorten(figure.low, 's')}, measured runs took up to {shorten(figure.high, 's')}"
-    return f"{label:<20} {span}   {figure.origin}, {limit} binds"
+def _time(label: str, phase: PhaseTime | None) -> str:
+    if phase is None or phase.time_s.low is None or phase.time_s.high is None:
+        return f"{label:<20} {'-':>12}"
+    span = f"{shorten(phase.time_s.low, 's')} to {shorten(phase.time_s.high, 's')}"
+    return f"{label:<20} {shorten(phase.time_s.value, 's'):>12} {span:>24}   {phase.time_s.origin}, {phase.limit} binds"
+
+
+def _throughput(result: Estimate) -> list[str]:
+    assert result.latency is not None
+    if result.latency.tokens_per_s is None:
+        return []
+    rate = f"{result.latency.tokens_per_s:,.4g} tokens/s"
+    return [f"{'  throughput':<20} {rate:>12}"]
 
 
 def _row(label: str, value: int | None, unit: str, origin: str) -> str:
