@@ -80,7 +80,7 @@ class Estimate:
                 "config": None if self.config is None else self.config.to_dict(),
             },
             "workload": asdict(self.workload),
-            "params": asdict(self.params),
+            "params": asdict(self.params) | {"by_layer": {k: list(v) for k, v in self.params.by_layer.items()}},
             "memory": asdict(self.memory),
             "compute": asdict(self.compute),
             "fits": self.fits,

@@ -7,7 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from estimator import blocks
 from estimator.config import TransformerConfig
+from estimator.network import Block, Layer, Network, Recurrence, Stack, Weight
 from estimator.weights import weight_shapes
 
 
@@ -83,3 +85,141 @@ def noisy_weights():
         }
 
     return make
+
+
+D, V, F = 24, 100, 40
+
+
+def _norm(name):
+    return blocks.norm(name, D, "rms_norm")
+
+
+def _attention(**changes):
+    sizes = {"hidden_size": D, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+    return blocks.attention(**(sizes | changes))
+
+
+def _feed_forward(width=D):
+    return blocks.feed_forward(hidden_size=width, intermediate_size=F, gated=True)
+
+
+def _decoder(*layers, **changes):
+    after = (_norm("norm"), blocks.head("lm_head", D, V, tied=True))
+    stack = Stack(
+        name="decoder",
+        hidden_size=D,
+        before=(blocks.embedding("embed_tokens", V, D),),
+        layers=tuple(Layer(blocks=layer) for layer in layers),
+        after=after,
+        is_causal=True,
+    )
+    return Network(**({"architecture": "decoder", "stacks": (stack,), "model_type": "hand", "vocab_size": V} | changes))
+
+
+def _experts():
+    return blocks.experts(
+        hidden_size=D,
+        intermediate_size=8,
+        num_experts=6,
+        num_experts_per_tok=2,
+        shared_intermediate_size=16,
+        shared_gate=True,
+    )
+
+
+def _latent():
+    return blocks.latent_attention(
+        hidden_size=D,
+        num_attention_heads=4,
+        q_lora_rank=10,
+        kv_lora_rank=7,
+        qk_nope_head_dim=5,
+        qk_rope_head_dim=2,
+        v_head_dim=3,
+    )
+
+
+def _recurrent():
+    weights = (
+        *blocks.linear("in_proj", D, 2 * D),
+        Weight(name="conv1d.weight", shape=(D, 1, 4), role="convolution"),
+        Weight(name="A_log", shape=(D,), role="other"),
+        *blocks.linear("out_proj", D, D),
+    )
+    state = Recurrence(state_elements=D * 5 + D * 3, token_flops=4 * D * 5)
+    return Block(name="mixer", part="state_space", weights=weights, recurrence=state, live_width=4 * D)
+
+
+def _encoder_decoder(source_length=None):
+    encoder = Stack(
+        name="encoder",
+        hidden_size=D,
+        before=(blocks.embedding("embed_tokens", V, D),),
+        layers=(Layer(blocks=(_attention(is_cached=False), _feed_forward())),) * 2,
+        length=source_length,
+        prefix="encoder.",
+    )
+    cross = blocks.cross_attention(hidden_size=D, source_size=D, num_attention_heads=4, head_dim=6)
+    decoder = Stack(
+        name="decoder",
+        hidden_size=D,
+        layers=(Layer(blocks=(_attention(), *cross, _feed_forward())),) * 3,
+        after=(blocks.head("lm_head", D, V),),
+        is_causal=True,
+        prefix="decoder.",
+    )
+    return Network(
+        architecture="encoder-decoder",
+        stacks=(encoder, decoder),
+        model_type="hand",
+        vocab_size=V,
+        max_position_embeddings=30,
+    )
+
+
+def _shared_encoder():
+    layer = (_norm("attention_norm"), _attention(is_cached=False, qkv_bias=True), _feed_forward())
+    pooler = Block(name="", part="head", weights=blocks.linear("pooler", D, D, bias=True, quantized=False), positions=1)
+    stack = Stack(
+        name="encoder",
+        hidden_size=D,
+        before=(
+            blocks.embedding("embed_tokens", V, 8),
+            Block(name="", part="projector", weights=blocks.linear("map", 8, D)),
+        ),
+        layers=tuple(Layer(blocks=layer, owns_weights=index == 0) for index in range(4)),
+        after=(pooler,),
+    )
+    return Network(architecture="encoder", stacks=(stack,), model_type="hand", vocab_size=V)
+
+
+def _with_images():
+    patches = Weight(name="weight", shape=(16, 3, 4, 4), role="convolution")
+    vision = Stack(
+        name="vision",
+        hidden_size=16,
+        before=(Block(name="patch_embedding", part="embedding", weights=(patches,), live_width=16),),
+        layers=(Layer(blocks=(_attention(hidden_size=16, is_cached=False), _feed_forward(16))),) * 2,
+        after=(Block(name="", part="projector", weights=blocks.linear("projector", 16, D), positions=9),),
+        length=36,
+        optional=True,
+        prefix="vision.",
+    )
+    text = _decoder((_attention(), _feed_forward())).stacks
+    return Network(architecture="decoder", stacks=(vision, *text), model_type="hand", vocab_size=V)
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, Network]:
+    """Networks made by hand, one for each thing that a `TransformerConfig` cannot describe; all of width 24."""
+    return {
+        "experts": _decoder(*[(_norm("attention_norm"), _attention(), _experts())] * 3),
+        "latent": _decoder((_latent(), _feed_forward()), (_latent(), _experts())),
+        "recurrent": _decoder((_recurrent(),), (_attention(window=5), _feed_forward()), (_recurrent(),)),
+        "stateful": _decoder((_recurrent(),), (_recurrent(),)),
+        "shared_cache": _decoder((_attention(), _feed_forward()), (_attention(has_key_value=False), _feed_forward())),
+        "encoder_decoder": _encoder_decoder(),
+        "fixed_source": _encoder_decoder(source_length=50),
+        "shared_layers": _shared_encoder(),
+        "images": _with_images(),
+    }

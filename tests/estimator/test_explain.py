@@ -6,6 +6,8 @@ import pytest
 
 from estimator.devices import get_device
 from estimator.explain import derive
+from estimator.explain_terms import terms_sum
+from estimator.memory import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT
 from estimator.readers.source import read_source
 from estimator.sizing import estimate
 from estimator.workload import Workload
@@ -35,9 +37,76 @@ def test_numbers_give_the_value(random_configs, weights, device):
         _assert_derivations_hold(estimate(config, workload, place))
 
 
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("device", [None, "l4"])
+def test_numbers_give_the_value_for_networks(networks, weights, device):
+    """Experts, latents, states, cross-attention, shared layers and images, each with two images and a batch."""
+    place = None if device is None else get_device(device)
+    for name, network in networks.items():
+        for images in (0, 2):
+            workload = Workload(
+                batch_size=3,
+                prompt_length=20,
+                generated_length=5,
+                num_images=images,
+                weight_dtype=weights,
+                activation_dtype="bf16",
+            )
+            result = estimate(network, workload, place)
+            unexplained = set(result.origins) - _assert_derivations_hold(result)
+            plain = {f"params.by_layer.{stack.name}" for stack in network.stacks} | {"fits"}
+            zero = {"memory.state_bytes"} if name not in ("recurrent", "stateful") else set()
+            zero |= {"memory.kv_cache_bytes"} if not network.is_causal else set()
+            assert unexplained - plain == zero, name
+
+
+def test_equal_terms_are_grouped():
+    """Twelve layers of the same matrix are one term, and so are experts and other copies of a weight."""
+    rows = {row.figure: row for row in derive(estimate(read_source("gpt2").network))}
+    assert rows["params.by_part.attention"].numbers == "48 × 768 × 768 + 48 × 768"
+    assert rows["params.active"].numbers == str(rows["params.total"].value)
+
+
+def test_experts_that_rest_are_named(networks):
+    """Three layers, four of six experts with three matrices of 8 * 24 each."""
+    rows = {row.figure: row for row in derive(estimate(networks["experts"]))}
+    total = int(rows["params.total"].value)
+    assert rows["params.active"].numbers == f"{total} - (6 × 4 × 8 × 24 + 3 × 4 × 24 × 8)"
+    assert "(E − k)" in rows["params.active"].formula
+
+
+def test_formulas_name_what_the_network_has(networks):
+    """Latents, windows and cross-attention are in the formula of a network that has them, and in no other's."""
+    formulas = {
+        name: {row.figure: row.formula for row in derive(estimate(network))} for name, network in networks.items()
+    }
+    cache = {name: rows.get("memory.kv_cache_bytes", "") for name, rows in formulas.items()}
+    assert {name for name, formula in cache.items() if "c + r" in formula} == {"latent"}
+    assert {name for name, formula in cache.items() if "min(C, W)" in formula} == {"recurrent"}
+    assert {name for name, formula in cache.items() if "S·" in formula} == {"encoder_decoder", "fixed_source"}
+    assert {name for name, rows in formulas.items() if "memory.state_bytes" in rows} == {"recurrent", "stateful"}
+
+
+def test_constants_of_the_runtime_are_those_of_the_model(small):
+    """The text says what the code adds."""
+    rows = {row.figure: row for row in derive(estimate(small))}
+    formula = rows["memory.runtime_bytes"].formula
+    assert f"{RUNTIME_BASE_BYTES / 1e6:g} MB" in formula
+    assert f"{RUNTIME_WEIGHTS_PERCENT / 100:g} · weights" in formula
+
+
+@pytest.mark.parametrize(
+    ("terms", "text"),
+    [([], "0"), ([(5,)], "5"), ([(3, 4), (2,), (3, 4)], "2 × 3 × 4 + 2"), ([(1, 1)] * 3, "3 × 1 × 1")],
+)
+def test_sum_of_terms(terms, text):
+    """Equal terms once, in the order of their first."""
+    assert terms_sum(terms) == text
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.1-8b"])
 def test_all_figures_of_a_decoder_are_derived(name):
-    """Everything with an origin is explained, but what is a sum or a copy of another figure."""
-    result = estimate(read_source(name).config, Workload(), get_device("raspberry-pi-5"))
-    plain = {"params.active", "params.embedding", "params.non_embedding", "memory.state_bytes", "fits"}
+    """Everything with an origin is explained, but the layers one by one and what is 0 by nature."""
+    result = estimate(read_source(name).network, Workload(), get_device("raspberry-pi-5"))
+    plain = {"params.by_layer.decoder", "memory.state_bytes", "fits"}
     assert _assert_derivations_hold(result) == set(result.origins) - plain

@@ -64,7 +64,7 @@ def test_flops_equal_pytorchs_counter(family, class_name, fields):
 
 def test_llama_2_7b_prefill_of_128_tokens_is_1700_gflop():
     """32 layers * 2*128*(4*4096^2 + 3*4096*11008) + 32 * 4*128^2*4096 + 2*128*4096*32000 = 1,700,001,742,848."""
-    flops = count_flops(read_source("llama-2-7b").config, Workload(batch_size=1, prompt_length=128))
+    flops = count_flops(read_source("llama-2-7b").network, Workload(batch_size=1, prompt_length=128))
     layers = 32 * 2 * 128 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert flops.prefill_flops == layers + 32 * 4 * 128**2 * 4096 + 2 * 128 * 4096 * 32000 == 1_700_001_742_848
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from estimator.config import TransformerConfig
-from estimator.params import count_params
+from estimator.params import ALWAYS_SHOWN, count_params
 from estimator.readers.source import read_source
-from estimator.weights import PARTS, weight_shapes
+from estimator.weights import weight_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRUTH = list(csv.DictReader((GOLDEN / "params_truth.tsv").read_text("utf-8").splitlines(), delimiter="\t"))
@@ -23,7 +23,7 @@ TRUTH = list(csv.DictReader((GOLDEN / "params_truth.tsv").read_text("utf-8").spl
 def test_count_equals_the_truth_table(row):
     """Every public config that the readers cover has exactly its published count and class."""
     source = read_source(GOLDEN / "configs" / f"{row['config']}.json")
-    assert count_params(source.config).total == int(row["params"])
+    assert count_params(source.network).total == int(row["params"])
     assert source.hf_class == row["class"]
 
 
@@ -50,7 +50,7 @@ def test_count_equals_the_truth_table(row):
 )
 def test_bundled_model_has_its_published_count(name, total):
     """Counts as published on the model cards."""
-    assert count_params(read_source(name).config).total == total
+    assert count_params(read_source(name).network).total == total
 
 
 def test_llama_block_by_hand(small):
@@ -72,7 +72,7 @@ def test_parts_sum_to_the_total(random_configs):
     """The parts are a partition; embedding and non-embedding too."""
     for config in random_configs:
         count = count_params(config)
-        assert tuple(count.by_part) == PARTS
+        assert tuple(count.by_part) == ALWAYS_SHOWN
         assert sum(count.by_part.values()) == count.total == count.active
         assert count.embedding + count.non_embedding == count.total
         assert count.total == sum(math.prod(shape) for shape in weight_shapes(config).values())

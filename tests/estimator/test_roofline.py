@@ -11,9 +11,11 @@ import pytest
 from estimator.config import TransformerConfig
 from estimator.devices import get_device
 from estimator.flops import count_flops
-from estimator.memory import count_kv_cache_bytes, count_read_bytes
+from estimator.memory import count_kv_cache_bytes, count_weight_bytes
+from estimator.phases import decode_runs, prefill_runs
 from estimator.readers.source import read_source
-from estimator.roofline import SLOWDOWN, bound_latency, bound_time, peak_rate
+from estimator.roofline import SLOWDOWN, bound_latency, bound_time, count_read_bytes, peak_rate
+from estimator.weights import network_of
 from estimator.workload import Workload
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -42,7 +44,11 @@ def _rows(name):
 def _measured_model(name):
     if name == "opt-1.3b":
         return OPT_1_3B
-    return read_source({"bert-large": "bert-large-uncased"}.get(name, name)).config
+    return read_source({"bert-large": "bert-large-uncased"}.get(name, name)).network
+
+
+def _read(config, workload):
+    return count_read_bytes(prefill_runs(network_of(config), workload), workload)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_measured_decoding_lies_in_the_interval(row):
     """Llama-3.1-8B on an H100, as published by ML.ENERGY; 512 tokens of context stand for its chat requests."""
     bf16 = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kv_cache_dtype": "bf16"}
     workload = Workload(batch_size=int(row["batch_size"]), prompt_length=512, **bf16)
-    bound = bound_latency(read_source(row["model"]).config, workload, get_device("h100")).decode_s_per_token
+    bound = bound_latency(read_source(row["model"]).network, workload, get_device("h100")).decode_s_per_token
     assert bound.low <= float(row["inter_token_latency_ms"]) / 1e3 <= bound.high
 
 
@@ -83,7 +89,8 @@ def test_phases_by_hand(small):
     device, workload = get_device("t4"), Workload(batch_size=3, prompt_length=50, generated_length=10)
     latency = bound_latency(small, workload, device)
     flops = count_flops(small, workload)
-    weights = count_read_bytes(small, workload)
+    weights = _read(small, workload)
+    assert weights == count_read_bytes(decode_runs(network_of(small), workload), workload)
     prefill = max(flops.prefill_flops / 8.1e12, (weights + count_kv_cache_bytes(small, workload, 50)) / 320e9)
     decode = max(
         3 * flops.decode_flops_per_token / 8.1e12, (weights + count_kv_cache_bytes(small, workload, 60)) / 320e9
@@ -93,9 +100,19 @@ def test_phases_by_hand(small):
     assert latency.decode_limit == "bandwidth"
 
 
+def test_read_bytes_leave_out_lookup_tables(small):
+    """An untied token table is looked up, a tied one is multiplied with; position tables are always looked up."""
+    workload = Workload()
+    table = small.vocab_size * small.hidden_size * 4
+    assert count_weight_bytes(small, workload) - _read(small, workload) == table
+    tied = dataclasses.replace(small, tie_word_embeddings=True, position_embedding="learned")
+    positions = tied.max_position_embeddings * tied.hidden_size * 4
+    assert count_weight_bytes(tied, workload) - _read(tied, workload) == positions
+
+
 def test_encoder_has_no_decode_time():
     """BERT generates nothing."""
-    latency = bound_latency(read_source("bert-base-uncased").config, Workload(), get_device("t4"))
+    latency = bound_latency(read_source("bert-base-uncased").network, Workload(), get_device("t4"))
     assert latency.prefill_s is not None
     assert (latency.decode_s_per_token, latency.decode_limit) == (None, None)
 
@@ -108,13 +125,18 @@ def test_encoder_has_no_decode_time():
         ("int8", "fp16", "t4", 130e12),
         ("int4", "fp32", "t4", 130e12),
         ("bf16", "bf16", "t4", 8.1e12),  # no bf16 on a T4: it runs in fp32
-        ("int8", "fp32", "epyc-9654", 11.3664e12),  # no int8 rate published
         ("fp32", "fp32", "apple-m4-max", None),
     ],
 )
 def test_peak_follows_the_number_types(weights, activations, device, rate):
     """Quantised weights may use the int8 units."""
     assert peak_rate(Workload(weight_dtype=weights, activation_dtype=activations), get_device(device)) == rate
+
+
+def test_peak_without_a_published_int8_rate_is_that_of_the_activations():
+    """A device that publishes fp32 alone multiplies int8 weights in fp32."""
+    device = dataclasses.replace(get_device("t4"), peak_flops_per_s={"fp32": 5e12})
+    assert peak_rate(Workload(weight_dtype="int8", activation_dtype="bf16"), device) == 5e12
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])

@@ -14,20 +14,20 @@ from estimator.readers.source import read_source
 
 
 def _numbers(document, path=""):
-    """Paths of all numbers and truth values of a JSON document."""
+    """Paths of all numbers, lists of numbers and truth values of a JSON document."""
     for key, value in document.items():
         here = f"{path}.{key}" if path else key
         if isinstance(value, dict) and set(value) == {"value", "low", "high", "origin"}:
             yield here
         elif isinstance(value, dict):
             yield from _numbers(value, here)
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float | list | tuple):
             yield here
 
 
 def test_json_has_the_keys_of_the_contract():
     """The keys that the command line promises, with a device."""
-    document = estimate(read_source("gpt2").config, Workload(), get_device("t4")).to_dict()
+    document = estimate(read_source("gpt2").network, Workload(), get_device("t4")).to_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert {"name", "architecture"} <= set(document["model"])
     assert {"total", "active", "by_part"} <= set(document["params"])
@@ -45,7 +45,7 @@ def test_json_has_the_keys_of_the_contract():
 @pytest.mark.parametrize("device", [None, "t4", "epyc-9654", "raspberry-pi-5"])
 def test_every_figure_has_an_origin(name, device):
     """No number of params, memory, compute or latency is without its word, and no word is without its number."""
-    result = estimate(read_source(name).config, Workload(), None if device is None else get_device(device))
+    result = estimate(read_source(name).network, Workload(), None if device is None else get_device(device))
     document = result.to_dict()
     shown = {key: document[key] for key in ("params", "memory", "compute", "latency", "fits") if key in document}
     assert set(_numbers(shown)) == set(document["origins"])
@@ -66,7 +66,7 @@ def test_counted_figures_do_not_depend_on_the_device(small):
 )
 def test_fits_compares_with_the_memory(model, device, fits):
     """True, False, or None when the memory is not known."""
-    result = estimate(read_source(model).config, Workload(), get_device(device))
+    result = estimate(read_source(model).network, Workload(), get_device(device))
     assert result.fits is fits
     assert (fits is True) == (not any("fit" in warning for warning in result.warnings))
 
@@ -99,5 +99,5 @@ def test_missing_rates_give_no_latency_and_a_warning(small):
 
 def test_warning_for_an_encoder_that_should_generate():
     """An accepted option must change something."""
-    result = estimate(read_source("bert-base-uncased").config, Workload(generated_length=4))
+    result = estimate(read_source("bert-base-uncased").network, Workload(generated_length=4))
     assert any("encoder" in warning for warning in result.warnings)

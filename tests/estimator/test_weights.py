@@ -7,13 +7,23 @@ import dataclasses
 import numpy as np
 import pytest
 
-from estimator.weights import PARTS, is_linear, part_of, random_weights, weight_shapes
+from estimator.network import stored_weights
+from estimator.params import ALWAYS_SHOWN
+from estimator.weights import is_linear, network_of, part_of, random_weights, weight_shapes
 
 
 def test_every_weight_belongs_to_a_part(random_configs):
     """No name falls through, and together the configs use all parts."""
     parts = {part_of(name) for config in random_configs for name in weight_shapes(config)}
-    assert parts == set(PARTS)
+    assert parts == set(ALWAYS_SHOWN)
+
+
+def test_names_and_records_agree(random_configs):
+    """The part and the quantisation told by a weight's name are those of its record."""
+    for config in random_configs:
+        for name, part, weight in stored_weights(network_of(config)):
+            assert part_of(name) == part
+            assert is_linear(name) == (weight.role == "linear" and weight.quantized)
 
 
 def test_shared_layers_store_no_weights(small):
