@@ -2,6 +2,9 @@
 
     python benchmarks/peers.py [--venv FOLDER] [--truth TABLE ...]
 
+Truth: `tests/golden/params_truth.tsv` (config files as published) and `tests/golden/published/params_truth.tsv`
+(further models), whose README files say where the numbers come from.
+
 Protocol: every tool gets each config as a folder that holds one config.json and answers in a process of its own, one
 after the other, offline, with a time limit. The others run in a virtual environment of their own, made on first use
 from `benchmarks/peers/requirements.txt` (fixed versions, no torch); `benchmarks/peers/ask.py` says how each is asked.
@@ -27,7 +30,7 @@ import time
 import venv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -35,7 +38,7 @@ GOLDEN = HERE.parent / "tests" / "golden"
 REQUIREMENTS = HERE / "peers" / "requirements.txt"
 ASK = HERE / "peers" / "ask.py"
 RESULTS = HERE / "results"
-TABLES = (GOLDEN / "params_truth.tsv",)
+TABLES = (GOLDEN / "params_truth.tsv", GOLDEN / "published" / "params_truth.tsv")
 DEFAULT_VENV = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "archfront" / "peers"
 
 OURS = "archfront"
@@ -51,6 +54,7 @@ class Case:
     """One config and what is known of it; a figure of None is not known and not asked."""
 
     name: str
+    table: str = ""
     path: Path
     truth: Mapping[str, int | None]
 
@@ -76,17 +80,18 @@ def classify(figure: float | None, truth: int, margin: float) -> str:
 def read_cases(table: Path) -> list[Case]:
     """Every row of a truth table, beside which its configs lie in `configs`."""
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
-    return [read_case(row, table.parent / "configs") for row in rows]
+    return [read_case(row, table) for row in rows]
 
 
-def read_case(row: Mapping[str, str | None], configs: Path) -> Case:
+def read_case(row: Mapping[str, str | None], table: Path) -> Case:
     """One row; the cache is given in MiB there."""
     cache_mib = row.get("kv_cache_mib_4096_bf16_batch1")
     truth = {
         "params": int(row["params"]) if row["params"] else None,
         "kv_cache_bytes": round(float(cache_mib) * BYTES_PER_MIB) if cache_mib else None,
     }
-    return Case(name=str(row["config"]), path=configs / f"{row['config']}.json", truth=truth)
+    name, shown = str(row["config"]), f"{table.parent.name}/{table.name}"
+    return Case(name=name, table=shown, path=table.parent / "configs" / f"{name}.json", truth=truth)
 
 
 def prepare_venv(folder: Path) -> Path:
@@ -154,9 +159,14 @@ def ask_all(cases: Sequence[Case], tools: Sequence[str], python: Path, limit_s: 
             (folder / "config.json").write_bytes(case.path.read_bytes())
             for tool in tools:
                 line = command(tool, folder, python)
-                answers[tool][case.name] = ask(line, ours=tool == OURS, limit_s=limit_s)
+                answers[tool][case.name] = without_folder(ask(line, ours=tool == OURS, limit_s=limit_s), parent)
         print(case.name, file=sys.stderr)
     return answers
+
+
+def without_folder(answer: Answer, parent: str) -> Answer:
+    """The answer, its reasons without the name of the temporary folder."""
+    return replace(answer, reasons={name: text.replace(f"{parent}/", "") for name, text in answer.reasons.items()})
 
 
 def tally(cases: Sequence[Case], answers: Mapping[str, Answer], quantity: str) -> dict[str, int]:
@@ -216,8 +226,10 @@ def page(result: Mapping[str, object], cases: Sequence[Case], answers: Mapping[s
     """The result as a Markdown page."""
     lines = ["# Who counts right?", ""]
     for quantity, title in TITLES.items():
-        asked = sum(case.truth[quantity] is not None for case in cases)
-        lines += [f"## {title}: {asked} configs", "", *summary_table(cases, answers, quantity), ""]
+        known = [case for case in cases if case.truth[quantity] is not None]
+        for table, group in by_table(known).items():
+            lines += [f"## {title}: the {len(group)} configs of `{table}`", ""]
+            lines += [*summary_table(group, answers, quantity), ""]
     lines += ["## Whole process", "", "| tool | version | median s | ratio to ours |", "|---|---|---:|---:|"]
     for tool, row in result["time"].items():
         lines.append(f"| {tool} | {result['versions'][tool]} | {row['median_s']:.2f} | {row['ratio']:.1f} |")
@@ -237,9 +249,7 @@ def page(result: Mapping[str, object], cases: Sequence[Case], answers: Mapping[s
 def summarise(cases: Sequence[Case], answers: Mapping[str, Mapping[str, Answer]], python: Path) -> dict[str, object]:
     """Everything that is kept of a run."""
     return {
-        "summary": {
-            quantity: {tool: tally(cases, given, quantity) for tool, given in answers.items()} for quantity in MARGINS
-        },
+        "summary": {table: summaries(group, answers) for table, group in by_table(cases).items()},
         "time": {
             tool: {
                 "median_s": statistics.median(answer.seconds_s for answer in given.values()),
@@ -253,6 +263,18 @@ def summarise(cases: Sequence[Case], answers: Mapping[str, Mapping[str, Answer]]
         "versions": {OURS: importlib.metadata.version("archfront")} | peer_versions(python),
         "hardware": {"cpu": cpu_model(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]},
     }
+
+
+def by_table(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """The cases of each table of truth."""
+    return {
+        table: [case for case in cases if case.table == table] for table in dict.fromkeys(case.table for case in cases)
+    }
+
+
+def summaries(cases: Sequence[Case], answers: Mapping[str, Mapping[str, Answer]]) -> dict[str, dict[str, object]]:
+    """The tally of each quantity and tool."""
+    return {quantity: {tool: tally(cases, given, quantity) for tool, given in answers.items()} for quantity in MARGINS}
 
 
 def peer_versions(python: Path) -> dict[str, str]:
@@ -281,6 +303,8 @@ def main() -> int:
     args = parser.parse_args()
     python = prepare_venv(args.venv.absolute())
     cases = [case for table in args.truth for case in read_cases(table)]
+    if len({case.name for case in cases}) < len(cases):
+        raise SystemExit("a config's name stands in two tables of truth")
     answers = ask_all(cases, (OURS, *PEERS), python, args.limit)
     result = summarise(cases, answers, python)
     text = page(result, cases, answers)

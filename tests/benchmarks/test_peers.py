@@ -131,3 +131,16 @@ def test_compared_tools_have_fixed_versions():
     assert len(names) == len(lines)
     assert set(peers.PEERS) <= names
     assert "torch" not in names
+
+
+def test_reasons_name_no_temporary_folder():
+    """What a tool says of a path is the same in every run."""
+    answer = peers.Answer(figures={}, reasons={"params": "/tmp/x1/gpt2/config.json: no"}, seconds_s=1.0)
+    assert peers.without_folder(answer, "/tmp/x1").reasons == {"params": "gpt2/config.json: no"}
+
+
+def test_published_configs_have_one_row_each():
+    """Both tables of truth name exactly the configs beside them."""
+    for table in peers.TABLES:
+        names = [case.name for case in peers.read_cases(table)]
+        assert sorted(names) == sorted(path.stem for path in (table.parent / "configs").glob("*.json"))
