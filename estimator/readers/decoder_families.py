@@ -1,56 +1,186 @@
-"""Families of decoders as rows of facts. Source: the classes of transformers 5.24, which the tests compare with."""
+"""Families of decoders as rows of facts. Source: the classes of transformers 5.24, which the tests compare with.
+
+To add a family, add a row: docs/howto/add-architecture.md. Families with experts stand in `expert_families.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from estimator.readers.decoders import Decoder, Experts
+from estimator.readers import decoder_oddities as odd
+from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
+from estimator.readers.expert_families import EXPERT_DECODERS
 
 __all__ = ["DECODERS"]
 
-_LLAMA = Decoder()
-_QWEN2 = Decoder(qkv_bias=True, windows="qwen")
-_QWEN3 = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", has_qk_norm=True, windows="qwen")
-_BIASED = Decoder(norm="layer_norm", gated=False, qkv_bias=True, output_bias=True, mlp_bias=True)
-_DEEPSEEK = Decoder(
-    latent=True,
-    ignored=("moe_layer_freq", "num_nextn_predict_layers"),
-    qkv_bias="attention_bias",
-    experts=Experts(num_experts="n_routed_experts", layers="after_dense", shared="count"),
+_PLAIN = Decoder()  # llama without its biases
+_LLAMA = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
+_BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
+_ALL_WINDOWED = Windows(layers=all_layers)
+_QWEN_WINDOWS = Windows(switch="use_sliding_window", layers=from_layer("max_window_layers"))
+_QWEN2 = Decoder(qkv_bias=True, windows=_QWEN_WINDOWS)
+_QWEN3 = replace(_BIASED_ATTENTION, has_qk_norm=True, windows=_QWEN_WINDOWS)
+_GEMMA2 = replace(_BIASED_ATTENTION, norms=4, windows=Windows(layers=all_but_every(2)))
+_GLM = Decoder(qkv_bias="attention_bias")
+_OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
+_COHERE = replace(_BIASED_ATTENTION, norm="layer_norm_without_bias", norms=1, qk_norm="per_head")
+
+# GPT-2 and those after it: layer norms with bias, a plain feed-forward, heads of hidden size / heads, all with keys.
+_GPT = Decoder(
+    norm="layer_norm",
+    gated=False,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    head_dim=None,
+    key_value_heads="num_attention_heads",
 )
+_GPT2 = replace(_GPT, positions="learned", intermediate_size="n_inner", required={"add_cross_attention": (False, None)})
+_GPTJ = replace(_GPT, norms=1, qkv_bias=False, output_bias=False, head_bias=True, intermediate_size="n_inner")
+_GPT_BLOOM = replace(_GPT, positions="none", embedding_norm=True, intermediate_size=lambda fields: None)
 
 DECODERS: Mapping[str, Decoder] = {
-    "llama": Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": Decoder(windows="all"),
+    # llama and its renamings
+    "llama": _LLAMA,
+    "mistral": Decoder(windows=_ALL_WINDOWED),
+    "arcee": replace(_LLAMA, gated=False),
+    "bitnet": replace(_BIASED_ATTENTION, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
+    "cwm": Decoder(mlp_bias="mlp_bias", windows=Windows(layers=all_but_every(4, first=0))),
+    "diffllama": replace(_BIASED_ATTENTION, attention_extra=odd.differential_vectors),
+    "ernie4_5": Decoder(qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias"),
+    "exaone": _LLAMA,
+    "gemma": _BIASED_ATTENTION,
+    "glm": _GLM,
+    "granite": _LLAMA,
+    "granite_swa": replace(_LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
+    "helium": Decoder(qkv_bias="attention_bias", mlp_bias="mlp_bias"),
+    "hunyuan_v1_dense": replace(_BIASED_ATTENTION, has_qk_norm=True),
+    "hyperclovax": replace(_LLAMA, norms=lambda fields: 4 if fields.flag("use_post_norm") else 2),
+    "internlm3": _LLAMA,
+    "iquestcoder": _LLAMA,
+    "ministral": Decoder(windows=_ALL_WINDOWED),
+    "ministral3": Decoder(windows=_ALL_WINDOWED),
+    "nanochat": replace(_BIASED_ATTENTION, norm="none", gated=False),
+    "phi3": Decoder(windows=_ALL_WINDOWED),
+    "seed_oss": Decoder(qkv_bias="attention_bias", output_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    "smollm3": replace(_LLAMA, windows=Windows(switch="use_sliding_window", layers=odd.layers_without_rope)),
+    # norms on queries and keys, more norms, windows
+    "apertus": replace(_BIASED_ATTENTION, gated=False, has_qk_norm=True, mlp_extra=odd.xielu_vectors),
+    "apertus1p5_text": replace(
+        _BIASED_ATTENTION,
+        gated=False,
+        has_qk_norm=True,
+        mlp_extra=odd.xielu_vectors,
+        output_vocab_size="output_vocab_size",
+    ),
+    "cohere": replace(_COHERE, has_qk_norm="use_qk_norm"),
+    "cohere2": replace(_COHERE, windows=Windows(layers=all_but_every(4, field="sliding_window_pattern"))),
+    "doge": replace(
+        _LLAMA,
+        has_qk_norm=True,
+        windows=_ALL_WINDOWED,
+        attention_extra=odd.doge_attention,
+        layer_blocks=odd.doge_blocks,
+        ignored=("keep_window_size",),
+    ),
+    "exaone4": Decoder(has_qk_norm=True, windows=Windows(layers=all_but_every(4, field="sliding_window_pattern"))),
+    "gemma2": _GEMMA2,
+    "gemma3_text": replace(
+        _GEMMA2, has_qk_norm=True, windows=Windows(layers=all_but_every(6, field="sliding_window_pattern"))
+    ),
+    "glm4": replace(_GLM, norms=4),
+    "olmo": replace(_BIASED_ATTENTION, norm="none"),
+    "olmo2": _OLMO2,
+    "olmo3": replace(_OLMO2, windows=Windows(layers=all_but_every(4))),
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
-    "gpt2": replace(_BIASED, positions="learned", intermediate_size="n_inner", key_value_heads="num_attention_heads"),
-    "mixtral": Decoder(
-        windows="all", experts=Experts(num_experts="num_local_experts", intermediate_size="intermediate_size")
+    "vaultgemma": replace(_GEMMA2, norms=2),
+    # latent attention
+    "minicpm3": replace(_LLAMA, latent=True, output_bias=False),
+    "youtu": replace(_LLAMA, latent=True, output_bias=False),
+    # GPT-2 and its renamings
+    "biogpt": replace(_GPT, positions="learned", extra_positions=2),
+    "bloom": _GPT_BLOOM,
+    "codegen": _GPTJ,
+    "ctrl": replace(_GPT, positions="none", head_bias=True, intermediate_size="dff"),
+    "falcon": replace(
+        _GPT,
+        norms=odd.falcon_gets_two_norms,
+        qkv_bias="bias",
+        output_bias="bias",
+        mlp_bias="bias",
+        key_value_heads=odd.falcon_key_value_heads,
+        intermediate_size="ffn_hidden_size",
+        ignored=("alibi", "num_ln_in_parallel_attn"),
     ),
-    "qwen3_moe": replace(_QWEN3, windows="qwen", experts=Experts(num_experts="num_experts", layers="sparse_step")),
-    "qwen2_moe": replace(
-        _QWEN2,
-        qkv_bias="qkv_bias",
-        experts=Experts(
-            num_experts="num_experts",
-            layers="sparse_step",
-            shared="size",
-            shared_field="shared_expert_intermediate_size",
-            shared_gate=True,
-        ),
+    "gpt-sw3": _GPT2,
+    "gpt2": _GPT2,
+    "gpt_bigcode": replace(_GPT2, key_value_heads=odd.multi_query_heads),
+    "gpt_neo": replace(
+        _GPT,
+        positions="learned",
+        qkv_bias=False,
+        windows=Windows(field="window_size", layers=odd.local_layers),
+        ignored=("attention_types", "attention_layers"),
     ),
-    "deepseek_v3": _DEEPSEEK,
-    "phi": replace(_BIASED, norms=1, head_bias=True, has_qk_norm="qk_layernorm"),
-    "gpt_oss": Decoder(
-        qkv_bias="attention_bias",
-        output_bias="attention_bias",
-        sinks=True,
-        windows="types",
-        full_attention_every=2,
-        experts=Experts(
-            num_experts="num_local_experts", intermediate_size="intermediate_size", bias=True, router_bias=True
-        ),
+    "gpt_neox": replace(_GPT, qkv_bias="attention_bias", output_bias="attention_bias"),
+    "gpt_neox_japanese": replace(
+        _GPT, qkv_bias=False, output_bias=False, mlp_bias=False, intermediate_size=odd.multiple_of_hidden_size
     ),
+    "gptj": _GPTJ,
+    "jais2": replace(_LLAMA, norm="layer_norm", gated=False),
+    "mpt": replace(
+        _GPT,
+        norm="layer_norm_without_bias",
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        positions="none",
+        max_position_embeddings="max_seq_len",
+        intermediate_size=lambda fields: None,
+    ),
+    "nemotron": replace(_LLAMA, norm="layer_norm", gated=False),
+    "openai-gpt": replace(_GPT, positions="learned", final_norm=False, intermediate_size=lambda fields: None),
+    "opt": replace(
+        _GPT,
+        norm="layer_norm",
+        final_norm=lambda f: f.flag("do_layer_norm_before") and not f.flag("_remove_final_layer_norm"),
+        qkv_bias="enable_bias",
+        output_bias="enable_bias",
+        mlp_bias="enable_bias",
+        positions="learned",
+        extra_positions=2,
+        embedding_size="word_embed_proj_dim",
+        intermediate_size="ffn_dim",
+        required={"layer_norm_elementwise_affine": (True,)},
+    ),
+    "persimmon": replace(_GPT, has_qk_norm="qk_layernorm"),
+    "phi": replace(
+        _GPT,
+        norms=1,
+        head_bias=True,
+        has_qk_norm="qk_layernorm",
+        head_dim="head_dim",
+        key_value_heads="num_key_value_heads",
+    ),
+    "stablelm": Decoder(
+        norm="layer_norm",
+        norms=lambda fields: 1 if fields.flag("use_parallel_residual") else 2,
+        qkv_bias="use_qkv_bias",
+        qk_norm="per_head",
+        has_qk_norm="qk_layernorm",
+        qk_norm_kind="layer_norm_without_bias",
+        head_dim=None,
+    ),
+    "starcoder2": Decoder(
+        norm="layer_norm",
+        gated=False,
+        qkv_bias="use_bias",
+        output_bias="use_bias",
+        mlp_bias="use_bias",
+        windows=_ALL_WINDOWED,
+    ),
+    "xglm": replace(_GPT, positions="none", intermediate_size="ffn_dim", required={"add_cross_attention": (False,)}),
+    **EXPERT_DECODERS,
 }

@@ -1,86 +1,34 @@
-"""Decoders that differ in facts only: one function lays out a stack from a row of facts.
-
-A row of `Decoder` says what a family fixes (its kind of norm), and which fields of config.json decide the rest. To add
-a family that is a renaming or a mixture of known ones, add a row to `decoder_families.py`.
-"""
+"""Decoders that differ in facts only: one function lays out a stack from a row of facts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 
-from estimator.blocks import attention, embedding, experts, feed_forward, head, latent_attention, norm
+from estimator.blocks import attention, embedding, experts, feed_forward, head, latent_attention, linear, norm
 from estimator.errors import UnsupportedModelError
-from estimator.network import Block, Layer, Network, Stack
+from estimator.network import Block, Layer, Network, Stack, Weight
+from estimator.readers.decoder_facts import (
+    Decoder,
+    Experts,
+    Flag,
+    is_true,
+    layer_windows,
+    named_fields,
+    size_of,
+    sparse_layers,
+)
 from estimator.readers.fields import Fields
 
-__all__ = ["Decoder", "Experts", "Flag", "decoder_network", "decoder_stack", "task_head"]
-
-# A fact that is fixed for the family, or the name of the boolean field that decides it.
-Flag = bool | str
-_FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experts:
-    """Which fields describe the experts, and which layers have them.
-
-    layers: "all"; "after_dense" (from `first_k_dense_replace` on); "sparse_step" (every `decoder_sparse_step`-th layer
-        that `mlp_only_layers` does not name); "interleave" (every `interleave_moe_layer_step`-th).
-    shared: "none"; "count" (`n_shared_experts` times the experts' width); "size" (a field with their width).
-    router_extra: vectors [E] that the router has beside its matrix.
-    """
-
-    num_experts: str
-    num_experts_per_tok: str = "num_experts_per_tok"
-    intermediate_size: str = "moe_intermediate_size"
-    layers: str = "all"
-    shared: str = "none"
-    shared_field: str = "n_shared_experts"
-    shared_gate: bool = False
-    gated: bool = True
-    bias: bool = False
-    router_bias: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoder:
-    """The facts of a family of decoders.
-
-    norms: how many norms over the hidden size each layer has. intermediate_size: the field; where it is null the width
-    is `intermediate_factor` times the hidden size. qk_norm: as in `blocks.attention`, when `has_qk_norm`.
-    positions: "rotary", "learned" (a table of `max_position_embeddings` rows and `extra_positions` more) or "none".
-    windows: "none"; "all" (`sliding_window` holds for every layer); "types" (`layer_types` says which, else every
-        `full_attention_every`-th layer is full); "qwen" (`use_sliding_window`, from `max_window_layers` on).
-    key_value_heads: the field, or a fixed number. ignored: fields of published configs that the classes do not read.
-    """
-
-    norm: str = "rms_norm"
-    norms: int = 2
-    final_norm: bool = True
-    embedding_norm: bool = False
-    gated: Flag = True
-    qkv_bias: Flag = False
-    output_bias: Flag = False
-    mlp_bias: Flag = False
-    head_bias: Flag = False
-    qk_norm: str = "head"
-    has_qk_norm: Flag = False
-    qk_norm_kind: str | None = None
-    sinks: bool = False
-    gated_attention: bool = False
-    latent: bool = False
-    positions: str = "rotary"
-    extra_positions: int = 0
-    windows: str = "none"
-    window_field: str = "sliding_window"
-    full_attention_every: int = 0
-    key_value_heads: str | int = "num_key_value_heads"
-    head_dim: str = "head_dim"
-    intermediate_size: str = "intermediate_size"
-    intermediate_factor: int = 4
-    experts: Experts | None = None
-    classification_bias: bool = False
-    ignored: tuple[str, ...] = ()
+__all__ = [
+    "Decoder",
+    "Experts",
+    "Flag",
+    "decoder_attention",
+    "decoder_network",
+    "decoder_stack",
+    "num_labels",
+    "task_head",
+]
 
 
 def decoder_network(fields: Fields, facts: Decoder) -> Network:
@@ -91,35 +39,29 @@ def decoder_network(fields: Fields, facts: Decoder) -> Network:
         stacks=(stack,),
         model_type=fields.data.model_type,
         vocab_size=fields.size("vocab_size"),
-        max_position_embeddings=_positions(fields),
+        max_position_embeddings=fields.optional_size(facts.max_position_embeddings),
         learned_positions=facts.positions == "learned",
     )
 
 
 def decoder_stack(fields: Fields, facts: Decoder, *, after: tuple[Block, ...] = (), prefix: str = "") -> Stack:
     """Embeddings, layers and last norm, then `after`."""
-    fields.ignore(*facts.ignored)
+    fields.ignore(*named_fields(facts))
+    for name, values in facts.required.items():
+        fields.choice(name, values)
     hidden, num_layers = fields.size("hidden_size"), fields.layers()
-    before = [embedding("embed_tokens", fields.size("vocab_size"), hidden)]
-    if facts.positions == "learned":
-        rows = fields.size("max_position_embeddings") + facts.extra_positions
-        before.append(embedding("embed_positions", rows, hidden))
-    if facts.embedding_norm:
-        before.append(norm("embed_norm", hidden, facts.norm))
-    windows = layer_windows(fields, facts, num_layers)
-    sparse = _sparse_layers(fields, facts, num_layers)
-    cache: dict[tuple[int | None, bool], Layer] = {}
-    layers = tuple(
-        cache.setdefault(key, _layer(fields, facts, *key)) if key not in cache else cache[key]
-        for key in zip(windows, sparse, strict=True)
-    )
-    last = (norm("norm", hidden, facts.norm),) if facts.final_norm else ()
+    windows = layer_windows(fields, facts.windows, num_layers)
+    sparse = sparse_layers(fields, facts.experts, num_layers)
+    others = [facts.layer_blocks(fields, index) if facts.layer_blocks else () for index in range(num_layers)]
+    kinds = list(zip(windows, sparse, others, strict=True))
+    layers = {kind: _layer(fields, facts, *kind) for kind in set(kinds)}
+    last = (norm("norm", hidden, facts.norm),) if is_true(fields, facts.final_norm) else ()
     return Stack(
         name="decoder",
         hidden_size=hidden,
-        before=tuple(before),
-        layers=layers,
-        after=last + after,
+        before=_embeddings(fields, facts),
+        layers=tuple(layers[kind] for kind in kinds),
+        after=last + _projection(fields, facts, "project_out") + after,
         is_causal=True,
         prefix=prefix,
     )
@@ -131,17 +73,18 @@ def task_head(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
     Raises:
         UnsupportedModelError: the class is for a task that is not known here.
     """
-    hidden = fields.size("hidden_size")
-    tied = fields.flag("tie_word_embeddings")
-    if fields.task == "causal_lm":
-        bias = _flag(fields, facts.head_bias)
-        return (head("lm_head", hidden, fields.size("vocab_size"), bias=bias, tied=tied),)
+    width = _embedding_size(fields, facts)
+    if fields.task in ("causal_lm", "double_heads"):
+        tied, bias = fields.flag("tie_word_embeddings"), is_true(fields, facts.head_bias)
+        outputs = fields.optional_size(facts.output_vocab_size) if facts.output_vocab_size else None
+        language = head("lm_head", width, outputs or fields.size("vocab_size"), bias=bias, tied=tied)
+        return (language, *_summary(fields)) if fields.task == "double_heads" else (language,)
     if fields.task == "sequence_classification":
-        return (head("score", hidden, num_labels(fields), bias=facts.classification_bias),)
+        return (head("score", width, num_labels(fields)),)
     if fields.task == "token_classification":
-        return (head("score", hidden, num_labels(fields), bias=True),)
+        return (head("score", width, num_labels(fields), bias=True),)
     if fields.task == "question_answering":
-        return (head("qa_outputs", hidden, 2, bias=True),)
+        return (head("qa_outputs", width, 2, bias=True),)
     if fields.task == "base":
         return ()
     raise UnsupportedModelError(f"classes for {fields.task} are not supported for model_type {fields.data.model_type}")
@@ -155,61 +98,67 @@ def num_labels(fields: Fields) -> int:
     return len(labels) if isinstance(labels, dict) and labels else 2
 
 
-def layer_windows(fields: Fields, facts: Decoder, num_layers: int) -> tuple[int | None, ...]:
-    """The window of each layer, None where it attends to everything."""
-    if facts.windows == "none":
-        return (None,) * num_layers
-    window = fields.optional_size(facts.window_field)
-    if facts.windows == "all":
-        return (window,) * num_layers
-    if facts.windows == "qwen" and not fields.flag("use_sliding_window"):
-        window = None
-    kinds = fields.words("layer_types", num_layers, (_FULL, _SLIDING, _CHUNKED))
-    if kinds is not None:
-        return tuple(None if kind == _FULL else window for kind in kinds)
-    if facts.windows == "qwen":
-        first = fields.count("max_window_layers")
-        return tuple(window if index >= first else None for index in range(num_layers))
-    every = facts.full_attention_every or 1
-    return tuple(None if (index + 1) % every == 0 else window for index in range(num_layers))
-
-
-def _layer(fields: Fields, facts: Decoder, window: int | None, is_sparse: bool) -> Layer:
-    hidden = fields.size("hidden_size")
-    blocks = [norm(f"norms.{index}", hidden, facts.norm) for index in range(facts.norms)]
-    blocks.append(_latent(fields, facts) if facts.latent else decoder_attention(fields, facts, window))
-    if is_sparse and facts.experts is not None:
-        blocks.append(_experts(fields, facts.experts))
-    else:
-        width = fields.optional_size(facts.intermediate_size) or facts.intermediate_factor * hidden
-        gated, bias = _flag(fields, facts.gated), _flag(fields, facts.mlp_bias)
-        blocks.append(feed_forward(hidden_size=hidden, intermediate_size=width, gated=gated, bias=bias))
-    return Layer(blocks=tuple(blocks))
-
-
 def decoder_attention(fields: Fields, facts: Decoder, window: int | None) -> Block:
     """The attention of one layer."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    if isinstance(facts.key_value_heads, int):
-        key_value_heads = facts.key_value_heads
-    else:
-        key_value_heads = fields.optional_size(facts.key_value_heads) or heads
+    head_dim = fields.optional_size(facts.head_dim) if facts.head_dim else None
     return attention(
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=fields.optional_size(facts.head_dim) or hidden // heads,
-        qkv_bias=_flag(fields, facts.qkv_bias),
-        output_bias=_flag(fields, facts.output_bias),
-        qk_norm=facts.qk_norm if _flag(fields, facts.has_qk_norm) else "none",
+        num_key_value_heads=size_of(fields, facts.key_value_heads) or heads,
+        head_dim=head_dim or hidden // heads,
+        qkv_bias=is_true(fields, facts.qkv_bias),
+        output_bias=is_true(fields, facts.output_bias),
+        qk_norm=facts.qk_norm if is_true(fields, facts.has_qk_norm) else "none",
         qk_norm_kind=facts.qk_norm_kind or facts.norm,
         sinks=facts.sinks,
         gated=facts.gated_attention,
         window=window,
+        extra=facts.attention_extra(fields) if facts.attention_extra else (),
     )
 
 
+def _embeddings(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
+    hidden = fields.size("hidden_size")
+    blocks = [embedding("embed_tokens", fields.size("vocab_size"), _embedding_size(fields, facts))]
+    blocks += _projection(fields, facts, "project_in")
+    if facts.positions == "learned":
+        rows = fields.size(facts.max_position_embeddings) + facts.extra_positions
+        blocks.append(embedding("embed_positions", rows, hidden))
+    if facts.embedding_norm:
+        blocks.append(norm("embed_norm", hidden, facts.norm))
+    return tuple(blocks)
+
+
+def _embedding_size(fields: Fields, facts: Decoder) -> int:
+    width = fields.optional_size(facts.embedding_size) if facts.embedding_size else None
+    return width or fields.size("hidden_size")
+
+
+def _projection(fields: Fields, facts: Decoder, name: str) -> tuple[Block, ...]:
+    hidden, width = fields.size("hidden_size"), _embedding_size(fields, facts)
+    if width == hidden:
+        return ()
+    sizes = (width, hidden) if name == "project_in" else (hidden, width)
+    return (Block(name="", part="embedding", weights=linear(name, *sizes), live_width=width + hidden),)
+
+
+def _layer(fields: Fields, facts: Decoder, window: int | None, is_sparse: bool, others: tuple[Block, ...]) -> Layer:
+    hidden = fields.size("hidden_size")
+    blocks = [norm(f"norms.{index}", hidden, facts.norm) for index in range(size_of(fields, facts.norms) or 0)]
+    if facts.attention_block:
+        blocks.append(facts.attention_block(fields, window))
+    else:
+        blocks.append(_latent(fields, facts) if facts.latent else decoder_attention(fields, facts, window))
+    if is_sparse and facts.experts is not None:
+        blocks.append(decoder_experts(fields, facts.experts))
+    else:
+        blocks.append(decoder_feed_forward(fields, facts))
+    return Layer(blocks=(*blocks, *others))
+
+
 def _latent(fields: Fields, facts: Decoder) -> Block:
+    fields.ignore("qk_head_dim", "head_dim", "num_key_value_heads")  # derived from those below, or not read
     return latent_attention(
         hidden_size=fields.size("hidden_size"),
         num_attention_heads=fields.size("num_attention_heads"),
@@ -217,49 +166,55 @@ def _latent(fields: Fields, facts: Decoder) -> Block:
         kv_lora_rank=fields.size("kv_lora_rank"),
         qk_nope_head_dim=fields.size("qk_nope_head_dim"),
         qk_rope_head_dim=fields.size("qk_rope_head_dim"),
-        v_head_dim=fields.size("v_head_dim"),
-        bias=_flag(fields, facts.qkv_bias),
+        v_head_dim=fields.optional_size("v_head_dim")
+        or fields.size("hidden_size") // fields.size("num_attention_heads"),
+        bias=is_true(fields, facts.qkv_bias),
+        extra=facts.attention_extra(fields) if facts.attention_extra else (),
     )
 
 
-def _experts(fields: Fields, facts: Experts) -> Block:
-    width = fields.size(facts.intermediate_size)
-    shared = 0
-    if facts.shared == "count":
-        shared = fields.count(facts.shared_field) * width
-    elif facts.shared == "size":
-        shared = fields.count(facts.shared_field)
+def decoder_feed_forward(fields: Fields, facts: Decoder) -> Block:
+    """The dense feed-forward of one layer."""
+    hidden = fields.size("hidden_size")
+    block = feed_forward(
+        hidden_size=hidden,
+        intermediate_size=size_of(fields, facts.intermediate_size) or facts.intermediate_factor * hidden,
+        gated=is_true(fields, facts.gated),
+        bias=is_true(fields, facts.mlp_bias),
+    )
+    extra = facts.mlp_extra(fields) if facts.mlp_extra else ()
+    return dataclasses.replace(block, weights=block.weights + extra)
+
+
+def decoder_experts(fields: Fields, facts: Experts) -> Block:
+    """The experts of one layer."""
+    width, num_experts = fields.size(facts.intermediate_size), fields.size(facts.num_experts)
+    extra = facts.extra(fields) if facts.extra else ()
+    if facts.router_vector:
+        extra += (Weight(name="gate.vector", shape=(num_experts,), role="other"),)
     return experts(
         hidden_size=fields.size("hidden_size"),
         intermediate_size=width,
-        num_experts=fields.size(facts.num_experts),
+        num_experts=num_experts,
         num_experts_per_tok=fields.size(facts.num_experts_per_tok),
         gated=facts.gated,
-        bias=facts.bias,
+        bias=is_true(fields, facts.bias),
         router_bias=facts.router_bias,
-        shared_intermediate_size=shared,
+        shared_intermediate_size=_shared(fields, facts.num_shared) * width
+        + _shared(fields, facts.shared_intermediate_size),
         shared_gate=facts.shared_gate,
+        extra=extra,
     )
 
 
-def _sparse_layers(fields: Fields, facts: Decoder, num_layers: int) -> tuple[bool, ...]:
-    if facts.experts is None:
-        return (False,) * num_layers
-    if facts.experts.layers == "after_dense":
-        first = fields.count("first_k_dense_replace")
-        return tuple(index >= first for index in range(num_layers))
-    if facts.experts.layers == "sparse_step":
-        step = fields.size("decoder_sparse_step")
-        dense = fields.sizes("mlp_only_layers") if fields.raw("mlp_only_layers") is not None else ()
-        return tuple(index not in dense and (index + 1) % step == 0 for index in range(num_layers))
-    assert facts.experts.layers == "all", facts.experts.layers
-    return (True,) * num_layers
+def _shared(fields: Fields, fact: int | str) -> int:
+    return fields.count(fact) if isinstance(fact, str) else fact
 
 
-def _positions(fields: Fields) -> int | None:
-    value = fields.raw("max_position_embeddings")
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _flag(fields: Fields, fact: Flag) -> bool:
-    return fields.flag(fact) if isinstance(fact, str) else fact
+def _summary(fields: Fields) -> tuple[Block, ...]:
+    """The second head of the classes with two: one score per choice, from the last row of each."""
+    if not fields.flag("summary_use_proj"):
+        return ()
+    hidden = fields.size("hidden_size")
+    outputs = 1 if fields.flag("summary_proj_to_labels") else hidden
+    return (head("multiple_choice_head.summary", hidden, outputs, bias=True, positions=1),)

@@ -28,9 +28,10 @@ class Fields:
         self.task = task
         self.warnings: list[str] = []
         self._where = where
-        self._subs: list[Fields] = []
+        self._subs: dict[str, Fields] = {}
         self._read: set[str] = set()
         self._values: dict[str, Any] = {}
+        self._defaults = {data.attribute_map.get(name, name): value for name, value in data.defaults.items()}
         for name, value in values.items():
             own = data.attribute_map.get(name, name)
             if own in self._values and self._values[own] != value:
@@ -38,12 +39,15 @@ class Fields:
             self._values[own] = value
 
     def raw(self, name: str) -> Any:
-        """The value of a field, or its declared default, or None; whatever its type."""
+        """The value of a field, or its declared default, or None; whatever its type. `a.b` is field b of config a."""
+        outer, _, inner = name.rpartition(".")
+        if outer:
+            return self.sub(outer).raw(inner)
         own = self.data.attribute_map.get(name, name)
         self._read.add(own)
         if own in self._values:
             return self._values[own]
-        return self.data.defaults.get(own, shared_defaults().get(own))
+        return self._defaults.get(own, shared_defaults().get(own))
 
     def size(self, name: str) -> int:
         """A positive integer."""
@@ -117,7 +121,7 @@ class Fields:
 
     def ignore(self, *names: str) -> None:
         """Marks fields as seen that the family's classes do not read."""
-        self._read.update(names)
+        self._read.update(self.data.attribute_map.get(name, name) for name in names)
 
     def given(self, name: str) -> bool:
         """Whether the config itself holds the field, and not as null."""
@@ -129,6 +133,8 @@ class Fields:
         Raises:
             ConfigError: it is no object. UnsupportedModelError: its model type is not known.
         """
+        if name in self._subs:
+            return self._subs[name]
         value = self.raw(name)
         if value is None:
             value = self.data.sub_config_defaults.get(name, {})
@@ -139,7 +145,7 @@ class Fields:
         if data is None:
             raise UnsupportedModelError(f"{self._where}{name}: model_type {show(model_type)} is not supported")
         fields = Fields(value, data, where=f"{self._where}{name}.", task=task)
-        self._subs.append(fields)
+        self._subs[name] = fields
         return fields
 
     def check_all_read(self) -> None:
@@ -150,20 +156,20 @@ class Fields:
         """
         for name, value in self._values.items():
             if not self._is_settled(name, value):
-                known = name in self.data.defaults
+                known = name in self._defaults
                 what = f"{show(value)} is not supported" if known else "is not known"
                 raise ConfigError(
                     f"{self._where}{show(name)} {what} for model_type {self.data.model_type} and could change its size",
                     field=name,
                 )
-        for fields in self._subs:
+        for fields in self._subs.values():
             fields.check_all_read()
 
     def _is_settled(self, name: str, value: Any) -> bool:
         if name in self._read or name in self.data.sizeless or is_neutral(name):
             return True
-        if name in self.data.defaults:
-            return value is None or value == self.data.defaults[name]
+        if name in self._defaults:
+            return value is None or value == self._defaults[name]
         if name in COMMON_REQUIRED:
             return any(type(value) is type(other) and value == other for other in COMMON_REQUIRED[name])
         return value is None or value is False or value in ("", [], {})  # a feature that is switched off

@@ -1,0 +1,192 @@
+"""Families of decoders with experts as rows of facts. Source: the classes of transformers 5.24, as the tests compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from estimator.readers import decoder_oddities as odd
+from estimator.readers.decoder_facts import Decoder, Experts, Windows, all_but_every, all_layers, from_layer
+
+__all__ = ["EXPERT_DECODERS"]
+
+_LLAMA = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
+_BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
+# Experts as wide as the dense layers would be, in every layer.
+_MIXTRAL = Experts(num_experts="num_local_experts", intermediate_size="intermediate_size", layers=all_layers)
+_OLMOE = replace(_MIXTRAL, num_experts="num_experts")
+_QWEN2 = Experts(
+    num_experts="num_experts",
+    layers=odd.sparse_steps,
+    shared_intermediate_size="shared_expert_intermediate_size",
+    shared_gate=True,
+)
+_DEEPSEEK = Experts(
+    num_experts="n_routed_experts", layers=from_layer("first_k_dense_replace"), num_shared="n_shared_experts"
+)
+# Fields of published configs of DeepSeek's kind: layers that predict further tokens are in no class.
+_NEXT_TOKENS = ("num_nextn_predict_layers",)
+_ONE = {"moe_layer_freq": (1, None)}
+_DEEPSEEK_V3 = Decoder(latent=True, qkv_bias="attention_bias", ignored=_NEXT_TOKENS, required=_ONE, experts=_DEEPSEEK)
+_OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
+_GRANITE_SWA = Windows(layers=all_but_every(4, first=0))
+
+EXPERT_DECODERS: Mapping[str, Decoder] = {
+    "afmoe": replace(
+        _BIASED_ATTENTION,
+        norms=4,
+        has_qk_norm=True,
+        attention_extra=odd.gate_projection,
+        windows=Windows(layers=all_but_every(4, field="global_attn_every_n_layers")),
+        experts=Experts(
+            num_experts="num_experts",
+            layers=from_layer("num_dense_layers"),
+            num_shared="num_shared_experts",
+            router_vector=True,
+        ),
+    ),
+    "aria_text": replace(
+        _LLAMA,
+        experts=Experts(
+            num_experts="moe_num_experts",
+            num_experts_per_tok="moe_topk",
+            intermediate_size="intermediate_size",
+            layers=all_layers,
+            num_shared="moe_num_shared_experts",
+        ),
+    ),
+    "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers), required={}),
+    "dbrx": Decoder(
+        norm="layer_norm_without_bias",
+        head_dim=None,
+        max_position_embeddings="max_seq_len",
+        key_value_heads="attn_config.kv_n_heads",
+        experts=Experts(
+            num_experts="ffn_config.moe_num_experts",
+            num_experts_per_tok="ffn_config.moe_top_k",
+            intermediate_size="ffn_config.ffn_hidden_size",
+            layers=all_layers,
+        ),
+        ignored=("ffn_config", "attn_config"),
+    ),
+    "deepseek_v2": replace(_DEEPSEEK_V3, mlp_bias="mlp_bias"),
+    "deepseek_v3": _DEEPSEEK_V3,
+    "dots1": replace(
+        _BIASED_ATTENTION,
+        has_qk_norm=True,
+        windows=Windows(layers=from_layer("max_window_layers")),
+        ignored=_NEXT_TOKENS,
+        required=_ONE,
+        experts=_DEEPSEEK,
+    ),
+    "ernie4_5_moe": Decoder(
+        qkv_bias="use_bias",
+        output_bias="use_bias",
+        mlp_bias="use_bias",
+        experts=Experts(
+            num_experts="moe_num_experts",
+            num_experts_per_tok="moe_k",
+            layers=odd.ernie_layers,
+            num_shared="moe_num_shared_experts",
+            router_vector=True,
+        ),
+        ignored=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_capacity"),
+    ),
+    "exaone_moe": Decoder(
+        has_qk_norm=True,
+        windows=Windows(layers=all_but_every(4, field="sliding_window_pattern")),
+        experts=Experts(
+            num_experts="num_experts", layers=from_layer("first_k_dense_replace"), num_shared="num_shared_experts"
+        ),
+        ignored=_NEXT_TOKENS,
+    ),
+    "flex_olmo": replace(_OLMO2, experts=_OLMOE),
+    "flint": replace(
+        _BIASED_ATTENTION,
+        sinks=True,
+        has_qk_norm=True,
+        windows=Windows(layers=all_but_every(4, first=1, also=(0, -1))),
+        experts=replace(_QWEN2, shared_gate=False),
+    ),
+    "glm4_moe": Decoder(qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK),
+    "glm4_moe_lite": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=from_layer(1))),
+    "gpt_oss": Decoder(
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        sinks=True,
+        windows=Windows(layers=all_but_every(2)),
+        experts=replace(_MIXTRAL, bias=True, router_bias=True),
+    ),
+    "granitemoe": replace(_BIASED_ATTENTION, experts=_MIXTRAL),
+    "granitemoe_swa": replace(
+        _BIASED_ATTENTION,
+        sinks=True,
+        windows=_GRANITE_SWA,
+        experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size"),
+    ),
+    "granitemoeshared": replace(
+        _BIASED_ATTENTION, experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size")
+    ),
+    "hunyuan_v1_moe": replace(
+        _BIASED_ATTENTION,
+        has_qk_norm=True,
+        experts=replace(_OLMOE, num_experts_per_tok="moe_topk", num_shared=1),
+    ),
+    "hy_v3": replace(
+        _LLAMA,
+        has_qk_norm=True,
+        experts=Experts(num_experts="num_experts", layers=from_layer(1), num_shared="num_shared_experts"),
+    ),
+    "jetmoe": Decoder(attention_block=odd.jetmoe_attention, experts=replace(_MIXTRAL, extra=odd.jetmoe_bias)),
+    "kolibri1": Decoder(
+        norms=4,
+        has_qk_norm=True,
+        windows=Windows(layers=all_but_every(5)),
+        experts=Experts(
+            num_experts="num_experts",
+            layers=all_layers,
+            shared_intermediate_size="shared_expert_intermediate_size",
+        ),
+    ),
+    "llama4_text": replace(
+        _BIASED_ATTENTION,
+        windows=Windows(field="attention_chunk_size", layers=odd.layers_with_rope),
+        intermediate_size="intermediate_size_mlp",
+        experts=replace(_MIXTRAL, layers=odd.interleaved_layers, num_shared=1),
+        ignored=("moe_layers", "interleave_moe_layer_step", "use_qk_norm", "for_llm_compressor"),
+    ),
+    "mellum": replace(
+        _BIASED_ATTENTION,
+        has_qk_norm=True,
+        windows=Windows(layers=lambda fields, num_layers: [False] * num_layers),
+        experts=Experts(num_experts="num_experts", layers=all_layers),
+        ignored=(*_NEXT_TOKENS, "mtp_layer_types", "mtp_mlp_layer_types"),
+    ),
+    "minimax_m2": Decoder(has_qk_norm=True, qk_norm="full", experts=_MIXTRAL),
+    "mistral4": replace(_DEEPSEEK_V3),
+    "mixtral": Decoder(windows=Windows(layers=all_layers), experts=_MIXTRAL),
+    "olmoe": replace(_OLMO2, experts=_OLMOE),
+    "phimoe": replace(
+        _BIASED_ATTENTION,
+        norm="layer_norm",
+        head_bias="lm_head_bias",
+        windows=Windows(layers=all_layers),
+        experts=_MIXTRAL,
+    ),
+    "qwen2_moe": Decoder(
+        qkv_bias="qkv_bias",
+        windows=Windows(switch="use_sliding_window", layers=odd.alternating_below_max_window_layers),
+        experts=_QWEN2,
+    ),
+    "qwen3_moe": replace(
+        _BIASED_ATTENTION,
+        has_qk_norm=True,
+        windows=Windows(switch="use_sliding_window", layers=all_layers),
+        experts=Experts(num_experts="num_experts", layers=odd.sparse_steps),
+    ),
+    "sarvam_mla": _DEEPSEEK_V3,
+    "sarvam_moe": Decoder(
+        qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK
+    ),
+    "solar_open": replace(_BIASED_ATTENTION, ignored=_NEXT_TOKENS, experts=replace(_DEEPSEEK, layers=all_layers)),
+}
