@@ -204,7 +204,6 @@ def test_no_size_is_sizeless() -> None:
     for model_type in known_model_types():
         data = _family(model_type)
         assert data.sizeless <= data.defaults.keys()
-        assert not data.sizeless & data.derived
         assert not [name for name in data.sizeless for word in words if word in name], model_type
 
 
