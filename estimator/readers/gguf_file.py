@@ -267,10 +267,9 @@ def _tensor(name: str, sizes: tuple[int, ...], kind: int, path: Path) -> FileTen
         raise CorruptFileError(f"{path}: tensor {show_name(name)} has the unknown ggml type {kind}")
     dtype, block, block_bytes = GGML_TYPES[kind]
     shape = check_shape(sizes[::-1], name, path)
-    if (sizes[0] if sizes else 1) % block:
-        raise CorruptFileError(
-            f"{path}: rows of {show_name(name)}, {sizes[0]:,} long, are no multiple of {dtype}'s {block}"
-        )
+    row = sizes[0] if sizes else 1
+    if row % block:
+        raise CorruptFileError(f"{path}: rows of {show_name(name)}, {row:,} long, are no multiple of {dtype}'s {block}")
     return FileTensor(name=name, shape=shape, dtype=dtype, num_bytes=math.prod(shape) // block * block_bytes)
 
 

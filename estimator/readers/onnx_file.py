@@ -125,12 +125,15 @@ def read_onnx(path: str | Path) -> WeightFile:
 
 def _weight_file(model: _Model) -> WeightFile:
     parameters, warnings = parameters_of(model.tensors, model.nodes)
+    metadata = _metadata(model)
+    if parameters is not None and "config" in metadata:  # our own files name their weights, and constants otherwise
+        parameters = tuple(weight for weight in parameters if weight.name.endswith((".weight", ".bias")))
     return WeightFile(
         paths=(model.path, *_external_paths(model)),
         format="onnx",
         tensors=tuple(model.tensors),
         parameters=parameters,
-        metadata=_metadata(model),
+        metadata=metadata,
         warnings=warnings,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from estimator.readers.packed_weights import is_buffer
 from estimator.readers.weight_records import FileTensor
 
 __all__ = ["Node", "parameters_of"]
@@ -64,11 +65,15 @@ def parameters_of(
     for tensor in tensors:
         if tensor.name in weights:
             parameters.append(weights[tensor.name])
-        elif tensor.name not in others and tensor.num_elements > 1 and tensor.dtype.startswith(_FLOATS):
+        elif tensor.name not in others and _may_be_weight(tensor):
             parameters.append(tensor)
     kinds = sorted({weight.dtype for weight in weights.values() if not weight.dtype.startswith(_FLOATS)})
     notes = (f"{len(weights)} weights are stored as {', '.join(kinds)}",) if kinds else ()
     return tuple(parameters), notes
+
+
+def _may_be_weight(tensor: FileTensor) -> bool:
+    return tensor.num_elements > 1 and tensor.dtype.startswith(_FLOATS) and not is_buffer(tensor)
 
 
 def _quantized(named: Mapping[str, FileTensor], nodes: Sequence[Node]) -> tuple[dict[str, FileTensor], set[str]]:

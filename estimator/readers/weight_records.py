@@ -151,12 +151,13 @@ def path_inside(folder: Path, name: str, owner: Path, *, subfolders: bool = Fals
     path = folder / name
     try:
         target, home = path.resolve(), folder.resolve()
+        is_there = target.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise CorruptFileError(f"{owner} names {show_name(name)}, which cannot be followed: {error}") from error
+        raise CorruptFileError(f"{owner} names {show_name(name)}, which cannot be a file's name") from error
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(place) for place in allowed):
         raise CorruptFileError(f"{owner} names {show_name(name)}, which is a link out of its folder")
-    if not target.exists():
+    if not is_there:
         raise InputError(f"{owner} names {show_name(name)}, which is not in {folder}")
     return path
 
