@@ -252,7 +252,9 @@ def _latency(result: Estimate) -> Iterator[Row]:
     numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
     formula = f"max(prefill FLOPs / sustained rate, ({weights} + keys and values written) / sustained bandwidth)"
     yield "latency.prefill_s", formula, numbers, latency.prefill_s.time_s.value, where
-    if latency.decode_s_per_token is None:
+    prefill = repr(latency.prefill_s.time_s.value)
+    if latency.decode_s_per_token is None or latency.tokens_per_s is None:
+        yield "latency.request_s", "prefill", prefill, latency.request_s, "the figures above"
         return
     read = count_read_bytes(decode_runs(network, workload), workload)
     kept = f"{read} + {result.memory.kv_cache_bytes} + {count_state_bytes(network, workload)}"
@@ -260,3 +262,8 @@ def _latency(result: Estimate) -> Iterator[Row]:
     formula = f"max(B · decode FLOPs / sustained rate, ({weights} + KV cache + state) / sustained bandwidth)"
     numbers = f"max({step} / {rates[0]}, ({kept}) / {rates[1]})"
     yield "latency.decode_s_per_token", formula, numbers, latency.decode_s_per_token.time_s.value, where
+    token = repr(latency.decode_s_per_token.time_s.value)
+    numbers = f"{prefill} + {workload.generated_length} × {token}"
+    yield "latency.request_s", "prefill + generated tokens · decode", numbers, latency.request_s, "the figures above"
+    numbers = f"{workload.batch_size} / {token}"
+    yield "latency.tokens_per_s", "B / decode", numbers, latency.tokens_per_s, "the figures above"

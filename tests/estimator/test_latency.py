@@ -1,0 +1,154 @@
+"""estimate_latency: closed forms, and measured runs from outside."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from estimator.achievable import Achievable, achievable_of
+from estimator.config import TransformerConfig
+from estimator.devices import get_device
+from estimator.flops import count_flops
+from estimator.latency import estimate_latency
+from estimator.memory import count_kv_cache_bytes, count_state_bytes
+from estimator.phases import decode_runs, prefill_runs
+from estimator.readers.source import read_source
+from estimator.roofline import count_read_bytes
+from estimator.weights import network_of
+from estimator.workload import Workload
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DEVICES = {"P100": "p100", "V100": "v100", "L4": "l4", "A100-40GB-PCIe": "a100-40gb", "MI210": "mi210"}
+OPT_1_3B = TransformerConfig(
+    vocab_size=50272,
+    hidden_size=2048,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    intermediate_size=8192,
+    max_position_embeddings=2050,
+    hidden_act="relu",
+    gated_mlp=False,
+    norm_type="layer_norm",
+    position_embedding="learned",
+    attention_bias=True,
+    attention_output_bias=True,
+    mlp_bias=True,
+)
+
+
+def _rows(name):
+    return list(csv.DictReader((GOLDEN / name).read_text("utf-8").splitlines(), delimiter="\t"))
+
+
+def _measured_model(name):
+    if name == "opt-1.3b":
+        return OPT_1_3B
+    return read_source({"bert-large": "bert-large-uncased"}.get(name, name)).network
+
+
+def _errors(pairs):
+    """Mean absolute relative error of times against measured seconds, and the share that lies in the interval."""
+    errors = [abs(figure.value / seconds - 1) for figure, seconds in pairs]
+    inside = [figure.low <= seconds <= figure.high for figure, seconds in pairs]
+    return mean(errors), mean(inside)
+
+
+def test_forward_passes_measured_by_others_are_met():
+    """25 fp32 forward passes on five GPUs, published with NeuSight: at most 35 % off on average, 80 % inside."""
+    pairs = []
+    for row in _rows("gpu_latency_fp32.tsv"):
+        workload = Workload(batch_size=int(row["batch_size"]), prompt_length=int(row["sequence_length"]))
+        device = get_device(DEVICES[row["device"]])
+        phase = estimate_latency(_measured_model(row["model"]), workload, device).prefill_s
+        pairs.append((phase.time_s, float(row["latency_ms"]) / 1e3))
+        assert phase.bound_s <= pairs[-1][1]  # no run beats the roofline
+    error, inside = _errors(pairs)
+    assert error <= 0.35
+    assert inside >= 0.8
+
+
+def test_decoding_measured_by_others_is_bounded():
+    """Llama-3.1-8B on an H100, as published by ML.ENERGY; 512 tokens of context stand for its chat requests."""
+    bf16 = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kv_cache_dtype": "bf16"}
+    for row in _rows("energy_h100.tsv"):
+        workload = Workload(batch_size=int(row["batch_size"]), prompt_length=512, **bf16)
+        network = read_source(row["model"]).network
+        phase = estimate_latency(network, workload, get_device("h100")).decode_s_per_token
+        assert phase.bound_s <= float(row["inter_token_latency_ms"]) / 1e3
+
+
+@pytest.mark.parametrize("name", ["small", "experts", "recurrent", "encoder_decoder"])
+def test_phases_by_hand(small, networks, name):
+    """Prefill computes the batch; a decode step computes B tokens, and reads weights, cache and states."""
+    device, workload = get_device("t4"), Workload(batch_size=3, prompt_length=50, generated_length=10)
+    network = networks.get(name) or network_of(small)
+    exact = Achievable(
+        name="ideal",
+        fp32_fraction=1.0,
+        matrix_fraction=1.0,
+        bandwidth_fraction=1.0,
+        spread=2.0,
+        origin="modelled",
+        source="the peaks themselves",
+    )
+    latency = estimate_latency(network, workload, device, exact)
+    flops = count_flops(network, workload)
+    written = count_kv_cache_bytes(network, workload, 1 if name == "encoder_decoder" else 50)
+    moved = count_read_bytes(prefill_runs(network, workload), workload) + written
+    prefill = max(flops.prefill_flops / 8.1e12, moved / 320e9)
+    kept = count_kv_cache_bytes(network, workload) + count_state_bytes(network, workload)
+    moved = count_read_bytes(decode_runs(network, workload), workload) + kept
+    decode = max(3 * flops.decode_flops_per_token / 8.1e12, moved / 320e9)
+    assert latency.prefill_s.time_s.value == latency.prefill_s.bound_s == pytest.approx(prefill)
+    assert latency.decode_s_per_token.time_s.value == pytest.approx(decode)
+    assert latency.decode_s_per_token.limit == "bandwidth"
+    assert latency.request_s == pytest.approx(prefill + 10 * decode)
+    assert latency.tokens_per_s == pytest.approx(3 / decode)
+
+
+@pytest.mark.parametrize("device", ["t4", "l4", "h100", "mi210", "raspberry-pi-5", "epyc-9654"])
+def test_times_follow_the_fractions(small, device):
+    """Each is the bound over the fraction of what binds; the interval holds it and never goes below the bound."""
+    device, workload = get_device(device), Workload(batch_size=64, prompt_length=512)
+    achievable = achievable_of(device)
+    latency = estimate_latency(small, workload, device)
+    for phase in (latency.prefill_s, latency.decode_s_per_token):
+        figure = phase.time_s
+        assert phase.bound_s <= figure.low <= figure.value <= figure.high
+        assert figure.high == pytest.approx(achievable.spread * figure.value)
+        times = {
+            "compute": phase.flops / (device.peak_flops_per_s["fp32"] * achievable.fp32_fraction),
+            "bandwidth": phase.bytes_moved / (device.memory_bandwidth_bytes_per_s * achievable.bandwidth_fraction),
+        }
+        assert figure.value == pytest.approx(max(times.values()))
+        assert phase.limit == max(times, key=times.get)
+
+
+def test_unknown_rate_gives_no_time(small):
+    """Never infinity, never a guess."""
+    unknown = [
+        dataclasses.replace(get_device("t4"), peak_flops_per_s={}),
+        dataclasses.replace(get_device("t4"), memory_bandwidth_bytes_per_s=None),
+    ]
+    assert [estimate_latency(small, Workload(), device) for device in unknown] == [None, None]
+
+
+def test_encoder_has_no_decode_time(networks):
+    """It generates nothing."""
+    latency = estimate_latency(networks["shared_layers"], Workload(), get_device("t4"))
+    assert (latency.decode_s_per_token, latency.tokens_per_s) == (None, None)
+    assert latency.request_s == latency.prefill_s.time_s.value > 0
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
+def test_larger_models_are_not_faster(small, field):
+    """The time grows with every size."""
+    device, workload = get_device("t4"), Workload()
+    grown = dataclasses.replace(small, **{field: 4 * getattr(small, field)}, head_dim=16)
+    before, after = (estimate_latency(config, workload, device) for config in (small, grown))
+    assert after.prefill_s.bound_s > before.prefill_s.bound_s
+    assert after.decode_s_per_token.bound_s > before.decode_s_per_token.bound_s
