@@ -5,25 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from estimator.network import Network
+from estimator.readers.delta_nets import bailing_hybrid, kimi_linear, lara_mini, olmo_hybrid, qwen3_5_text, qwen3_next
 from estimator.readers.fields import Fields
-from estimator.readers.hybrids import (
+from estimator.readers.mamba_models import (
     bamba,
     falcon_h1,
-    falcon_mamba,
     granite_hybrid,
     jamba,
     mamba2_model,
     mamba_model,
+    nemotron_h,
+)
+from estimator.readers.recurrent_models import (
+    lfm2,
+    lfm2_moe,
+    lfm3,
+    minimax,
+    recurrent_gemma,
+    rwkv_model,
+    xlstm,
+    zamba,
+    zamba2,
 )
 
 __all__ = ["READERS"]
 
 READERS: Mapping[str, Callable[[Fields], Network]] = {
+    "bailing_hybrid": bailing_hybrid,
     "bamba": bamba,
     "falcon_h1": falcon_h1,
-    "falcon_mamba": falcon_mamba,
+    "falcon_mamba": mamba_model,
     "granitemoehybrid": granite_hybrid,
     "jamba": jamba,
+    "kimi_linear": kimi_linear,
+    "lara_mini": lara_mini,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2_moe,
+    "lfm3": lfm3,
     "mamba": mamba_model,
     "mamba2": mamba2_model,
+    "minimax": minimax,
+    "nemotron_h": nemotron_h,
+    "olmo_hybrid": olmo_hybrid,
+    "qwen3_5_moe_text": qwen3_5_text,
+    "qwen3_5_text": qwen3_5_text,
+    "qwen3_next": qwen3_next,
+    "recurrent_gemma": recurrent_gemma,
+    "rwkv": rwkv_model,
+    "xlstm": xlstm,
+    "zamba": zamba,
+    "zamba2": zamba2,
 }
