@@ -30,7 +30,7 @@ ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 # linear: a matrix [out, in] that rows are multiplied with. embedding: a table of which rows are looked up.
 # convolution: [out, in / groups, *kernel]. other: small tensors that no matrix product reads (gates, sinks, decays).
 ROLES = ("linear", "embedding", "norm", "bias", "convolution", "other")
-PARTS = ("embedding", "attention", "feed_forward", "experts", "state_space", "norm", "head", "projector")
+PARTS = ("embedding", "attention", "feed_forward", "experts", "state_space", "norm", "head", "projector", "other")
 # Where a block's positions come from when they are not the stack's own tokens: the tokens of the encoder, read by
 # cross-attention.
 SOURCE = "source"
@@ -89,8 +89,8 @@ class Attention:
 class Chunks:
     """How a recurrence reads a prompt: `num_tokens` at a time, as products within a chunk and with the state before it.
 
-    `token_flops` is per token, `pair_flops` per pair of tokens in a chunk (all c*c of them), `boundary_flops` per pair of
-    chunk boundaries, of which a prompt of n chunks has (n + 1)^2. `rest` is how the tokens run that fill no chunk:
+    `token_flops` is per token, `pair_flops` per pair of tokens in a chunk (all c*c of them), `boundary_flops` per pair
+    of chunk boundaries, of which a prompt of n chunks has (n + 1)^2. `rest` is how the tokens run that fill no chunk:
     "padded" to a whole chunk, as a "short" one, or one by one in "steps".
     """
 
@@ -199,7 +199,7 @@ class Network:
     `architecture` decides how a request runs. decoder: the last stack reads the prompt and goes on token by token.
     encoder: one pass over the input. encoder-decoder: the stack before the last reads the prompt, the last one starts
     from a single token. `max_position_embeddings` is the longest sequence as far as known; with `learned_positions`
-    there is no row beyond it.
+    there is no row beyond it. With `has_only_weights` nothing but weights is known: no cache, no FLOPs, no time.
     """
 
     architecture: str
@@ -208,6 +208,7 @@ class Network:
     vocab_size: int = 0
     max_position_embeddings: int | None = None
     learned_positions: bool = False
+    has_only_weights: bool = False
 
     @property
     def is_causal(self) -> bool:
