@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,8 @@ NEVER = re.compile(
     r"|step|freq|interval|every|offset|period|first_|start$|end$|skip|replace|block|chunk|cache_|pool|tokens?$|max_|min_"
     r"|sliding|local|global|causal|bidirectional|expand|ratio|share|quant|adapter|config$|labels|stage|frames?$|bins|per_|bias|mlp(?!_dropout)|conv|qk_|double|moe_k$|pos_emb|embedding_fraction|mode$|out_norm|mem_len"
     r"|mtp|rotary_value|parallel|rel_extent|gated|memory"
+    r"|lang_emb|sampling_rate|padding$|reduction|context|separate_cls|truncate|strategy|_len$|overlap|prun|^task_|post_norm$"
+    r"|^mask_.*prob|spec_augment|reference|router_type"
 )
 # Names that NEVER would catch by a word in them, and that are none of these.
 TOKENS = re.compile(
@@ -46,6 +49,13 @@ TOKENS = re.compile(
 ACTIVATION = re.compile(r"act$|act_fn$|activation(_function|_fn)?$")
 ACTIVATIONS = ("relu", "silu", "gelu")
 ROPES = ({"rope_type": "default", "rope_theta": 5e5}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+USUAL = {
+    "head_dim": 64,
+    "vocab_size": 256,
+    "num_key_value_heads": 2,
+    "layer_types": ["full_attention"] * 3,
+    "pad_token_id": 0,
+}
 HARMLESS = ("rope_parameters", "use_cache")
 FEW_LAYERS = re.compile(r"^(num_(hidden_)?layers|n_layers?|(num_)?(en|de)coder_layers|num_(en|de)coder_layers)$")
 BUILD_S, FAMILY_S, MODELS = 4, 20, 4
@@ -85,29 +95,46 @@ def probe(
 ) -> tuple[list[str], str | None]:
     """The sizeless fields of a family, sorted, and why there is no answer (or only a partial one)."""
     config_class = configs[model_type]
-    builder = _builder(model_type, rows, configs)
-    if builder is None:
-        return [], "no model class of its own and none that nests it"
     deadline = time.monotonic() + FAMILY_S
-    plain = _few_layers(config_class)
-    starts = [plain if _signature(builder, plain) else {}]
-    if (reason := _why_not(builder, starts[0])) is not None:
-        return [], reason
-    starts.append(_everything_on(builder, config_class, starts[0]))
-    cleared = [_cleared(builder, config_class, start, deadline) for start in starts]
-    cleared.append(_cleared_in_depth(builder, config_class, cleared[0] & cleared[1], deadline))
+    few, filled = _few_layers(config_class), _unset_filled(config_class)
+    build, start, why = _first_that_builds(_builders(model_type, rows, configs), (few, {}, few | filled))
+    if build is None:
+        return [], why
+    starts = (start, _everything_on(build, config_class, start))
+    cleared = [_cleared(build, config_class, start, deadline) for start in starts]
+    deep = {name: value for name, value in start.items() if name in filled}
+    cleared.append(_cleared_in_depth(build, config_class, deep, cleared[0] & cleared[1], deadline))
     if time.monotonic() > deadline:
         return [], "ran out of time"
     return sorted(set.intersection(*cleared)), None
 
 
+def _first_that_builds(builders: list[Build], starts: tuple[Changes, ...]) -> tuple[Build | None, Changes, str | None]:
+    """All the builders that take the first start that any takes, as one; that start; why the first builder refused."""
+    why = "no model class of its own and none that nests it"
+    for start in starts:
+        works = [build for build in builders if _signature(build, start) is not None]
+        if works:
+            return partial(_each, works[:MODELS]), start, None
+    return None, {}, _why_not(builders[0], starts[0]) if builders else why
+
+
+def _each(builders: list[Build], changes: Changes) -> list[Any]:
+    return [build(changes) for build in builders]
+
+
+def _unset_filled(config_class: type[PreTrainedConfig]) -> Changes:
+    """Plausible values of sizes that some configurations declare as null and cannot do without."""
+    return {f.name: USUAL[f.name] for f in fields(config_class) if f.name in USUAL and f.default is None}
+
+
 def _cleared_in_depth(
-    builder: Build, config_class: type[PreTrainedConfig], names: set[str], deadline: float
+    builder: Build, config_class: type[PreTrainedConfig], start: Changes, names: set[str], deadline: float
 ) -> set[str]:
     """Those of the names that move nothing in full depth; where that is not built in time, the plainest."""
-    if _signature(builder, {}) is None:
+    if _signature(builder, start) is None:
         return {name for name in names if TOKENS.search(name) or ACTIVATION.search(name) or name in HARMLESS}
-    return _cleared(builder, config_class, {}, deadline, names)
+    return _cleared(builder, config_class, start, deadline, names)
 
 
 def _cleared(
@@ -230,31 +257,40 @@ def _known() -> set[str]:
     return set(transformers.CONFIG_MAPPING.keys())
 
 
-def _builder(model_type: str, rows: dict[str, Any], configs: dict[str, type[PreTrainedConfig]]) -> Build | None:
-    """Values of fields -> the configuration and its models, or those of a family that nests it."""
-    classes = _classes(rows[model_type])
-    if classes:
-        return lambda changes: _models(configs[model_type](**changes), classes)
-    for outer, row in rows.items():
-        for field, nested in row.get("sub_configs", {}).items():
-            if nested == model_type and _classes(row):
-                around = _few_layers(configs[outer])
-                return lambda changes: _models(
-                    configs[outer](**(around | {field: configs[model_type](**changes)})), _classes(row), field
-                )
-    return None
+def _builders(model_type: str, rows: dict[str, Any], configs: dict[str, type[PreTrainedConfig]]) -> list[Build]:
+    """For each class of the family, or else of families that nest it: values of fields -> configuration and model."""
+    own = _classes(rows[model_type])
+    if own:
+        return [partial(_plain, configs[model_type], name) for name in own]
+    return [
+        partial(_nested, configs[outer], field, configs[model_type], name)
+        for outer, row in rows.items()
+        for field, nested in row.get("sub_configs", {}).items()
+        for name in _classes(row)
+        if nested == model_type
+    ]
+
+
+def _plain(config_class: type[PreTrainedConfig], name: str, changes: Changes) -> tuple[PreTrainedConfig, Any]:
+    return _model(config_class(**changes), name)
+
+
+def _nested(
+    outer: type[PreTrainedConfig], field: str, inner: type[PreTrainedConfig], name: str, changes: Changes
+) -> tuple[PreTrainedConfig, Any]:
+    config = outer(**(_few_layers(outer) | {field: inner(**changes)}))
+    return getattr(config, field), _model(config, name)[1]
 
 
 def _classes(row: dict[str, Any]) -> list[str]:
     names = [name for group in row.get("classes", {}).values() for name in group.split() if hasattr(transformers, name)]
     first = row.get("default_class")
-    return sorted(names, key=lambda name: (name != first, "For" in name, name))[:MODELS]
+    return sorted(names, key=lambda name: (name != first, "For" in name, name))
 
 
-def _models(config: PreTrainedConfig, classes: list[str], field: str | None = None) -> Any:
-    own = config if field is None else getattr(config, field)
+def _model(config: PreTrainedConfig, name: str) -> tuple[PreTrainedConfig, Any]:
     with torch.device("meta"), no_init_weights():
-        return own, [getattr(transformers, name)(config) for name in classes]
+        return config, getattr(transformers, name)(config)
 
 
 def _signature(builder: Build, changes: Changes) -> Any:
@@ -275,12 +311,15 @@ def _why_not(builder: Build, changes: Changes) -> str | None:
 
 def _shapes(builder: Build, changes: Changes) -> Any:
     with _limit(BUILD_S):
-        config, models = builder({n: dict(v) if isinstance(v, dict) else v for n, v in changes.items()})
-    shapes = [sorted((n, tuple(t.shape)) for n, t in model.state_dict().items()) for model in models]
-    own = [sum(p.numel() for p in model.parameters()) for model in models]
-    resolved = {n: repr(v) for n, v in vars(config).items() if NEVER.search(n) and not TOKENS.search(n) and n[0] != "_"}
-    nested = getattr(type(config), "sub_configs_defaults", {})
-    return shapes, own, {name: value for name, value in resolved.items() if name not in nested}
+        built = builder({n: dict(v) if isinstance(v, dict) else v for n, v in changes.items()})
+        return [_shapes_of(config, model) for config, model in (built if isinstance(built, list) else [built])]
+
+
+def _shapes_of(config: PreTrainedConfig, model: Any) -> Any:
+    stored = sorted((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
+    nested = type(config).sub_configs_defaults
+    names = [n for n in vars(config) if NEVER.search(n) and not TOKENS.search(n) and n[0] != "_" and n not in nested]
+    return stored, sum(p.numel() for p in model.parameters()), {name: repr(getattr(config, name)) for name in names}
 
 
 @contextmanager
