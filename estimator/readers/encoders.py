@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from estimator.blocks import attention, cross_attention, embedding, feed_forward, head, linear, norm, norm_weights
+from estimator.blocks import (
+    NORMS,
+    attention,
+    cross_attention,
+    embedding,
+    feed_forward,
+    head,
+    linear,
+    norm,
+    norm_weights,
+)
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Block, Layer, Network, Stack, Weight
 from estimator.readers.decoders import Flag, num_labels
@@ -29,13 +39,16 @@ __all__ = [
     "head_dim_of",
     "idle",
     "is_generating",
+    "is_tied",
+    "norm_kind",
     "table_width",
 ]
 
 # Further blocks of a family: behind the tables, in each layer, or behind the layers.
 Extra = Callable[[Fields], tuple[Block, ...]]
+MakeLayers = Callable[[Fields, "Encoder"], tuple[Layer, ...]]
 
-BERT_HEADS: Mapping[str, str] = {
+BERT_HEADS: dict[str, str] = {
     "base": "pooler",
     "masked_lm": "lm",
     "causal_lm": "lm",
@@ -46,7 +59,17 @@ BERT_HEADS: Mapping[str, str] = {
     "token_classification": "labels",
     "question_answering": "spans",
 }
-ROBERTA_HEADS: Mapping[str, str] = {**BERT_HEADS, "sequence_classification": "dense label"}
+ROBERTA_HEADS: dict[str, str] = {**BERT_HEADS, "sequence_classification": "dense label"}
+
+
+# Words for projections to the classes: the name, how many rows are concatenated, and how many results there are.
+_PER_LABEL: Mapping[str, tuple[str, int, int | None]] = {
+    "label": ("classifier", 1, 1),
+    "labels": ("classifier", 1, None),
+    "spans": ("qa_outputs", 1, None),
+    "pairs": ("classifier", 2, 1),
+    "triples": ("classifier", 3, 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,33 +80,36 @@ class Encoder:
     embedding_size: the field with the width of the tables, null for the hidden size; `projection` says when a matrix
     leads from it to the hidden size: "differs" (when it is another), "always" or "never". norm_projected: the norm
     of the embeddings stands behind that matrix. positions: "learned" (max_position_embeddings rows and
-    `extra_positions` more) or "none". token_types: the field with the number of rows, or a fixed number.
-    heads: the words of `head_blocks` for each task. lm_norm: kind of norm in the head's transform; lm_width: the field
-    with the transform's width, null for the hidden size; lm_tied: whether tie_word_embeddings ties the head;
-    lm_untied_bias: an untied head keeps a second vector beside the projection's own.
-    make_attention, make_feed_forward: instead of the usual blocks. tables, extra: further blocks behind the tables and
-    behind the layers.
+    `extra_positions` more), "none", or the field that says absolute or rotary. segments: the field with the number of
+    token types, or a fixed number. heads: the words of `head_blocks` for each task. lm_norm: kind of norm in the
+    head's transform; lm_width: the field with the transform's width, null for the hidden size; lm_tied: whether
+    tie_word_embeddings ties the head; lm_untied_bias: an untied head keeps a second vector beside the projection's.
+    make_attention, make_feed_forward: instead of the usual blocks. tables, behind: further blocks behind the tables
+    and behind the layers.
     """
 
     norm: str = "layer_norm"
-    norm_first: bool = False
-    final_norm: bool = False
-    embedding_norm: bool = True
+    norm_first: Flag = False
+    final_norm: Flag = False
+    embedding_norm: Flag = True
     embedding_size: str | None = None
     projection: str = "differs"
     projection_bias: bool = True
     norm_projected: bool = False
     positions: str = "learned"
     extra_positions: int = 0
-    token_types: str | int = "type_vocab_size"
+    segments: str | int = "type_vocab_size"
     gated: bool = False
     qkv_bias: Flag = True
+    key_bias: bool | None = None
+    qk_norm: str = "none"
     output_bias: Flag = True
     mlp_bias: Flag = True
     key_value_heads: str | None = None
     intermediate_size: str = "intermediate_size"
     heads: Mapping[str, str] | None = None
     lm_norm: str = "layer_norm"
+    final_norm_kind: str | None = None
     lm_transform: bool = True
     lm_transform_bias: Flag = True
     lm_width: str | None = None
@@ -91,11 +117,18 @@ class Encoder:
     lm_tied: bool = True
     lm_untied_bias: bool = True
     classifier_bias: bool = True
+    dense_bias: Flag = True
+    dense_norm: str = "none"
+    dense_width: str | None = None
+    pooler: Flag = True
+    can_decode: bool = True
+    make_layers: MakeLayers | None = None
     make_attention: Extra | None = None
     make_feed_forward: Extra | None = None
     tables: Extra | None = None
-    extra: Extra | None = None
+    behind: Extra | None = None
     ignored: tuple[str, ...] = ()
+    warning: str = ""
 
 
 def encoder_network(fields: Fields, facts: Encoder) -> Network:
@@ -104,14 +137,13 @@ def encoder_network(fields: Fields, facts: Encoder) -> Network:
     Raises:
         UnsupportedModelError: the class is for a task that is not known here.
     """
-    is_learned = facts.positions == "learned"
     return Network(
         architecture="decoder" if is_generating(fields) else "encoder",
         stacks=(encoder_stack(fields, facts, after=tuple(head_blocks(fields, facts))),),
         model_type=fields.data.model_type,
         vocab_size=fields.size("vocab_size"),
         max_position_embeddings=fields.optional_size("max_position_embeddings"),
-        learned_positions=is_learned,
+        learned_positions=_has_table(fields, facts),
     )
 
 
@@ -119,14 +151,17 @@ def encoder_stack(fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = 
     """Embeddings, layers and last norm, then `after`."""
     fields.ignore(*facts.ignored)
     hidden = fields.size("hidden_size")
-    layer = encoder_layer(fields, facts)
-    last = (norm("norm", hidden, facts.norm),) if facts.final_norm else ()
-    extra = facts.extra(fields) if facts.extra is not None else ()
+    if facts.warning:
+        fields.warnings.append(facts.warning)
+    layers = facts.make_layers(fields, facts) if facts.make_layers else None
+    kind = norm_kind(fields, facts.final_norm_kind or facts.norm)
+    last = (norm("norm", hidden, kind),) if flag_of(fields, facts.final_norm) else ()
+    extra = facts.behind(fields) if facts.behind is not None else ()
     return Stack(
         name="decoder" if is_generating(fields) else "encoder",
         hidden_size=hidden,
         before=tuple(_embeddings(fields, facts)),
-        layers=(layer,) * fields.layers(),
+        layers=layers or (encoder_layer(fields, facts),) * fields.layers(),
         after=last + extra + after,
         is_causal=is_generating(fields),
         prefix=prefix,
@@ -147,10 +182,11 @@ def encoder_layer(fields: Fields, facts: Encoder) -> Layer:
     feeding = facts.make_feed_forward(fields) if facts.make_feed_forward else (_feed_forward(fields, facts),)
     parts = (("attention_norm", mixing), ("cross_attention_norm", cross), ("mlp_norm", feeding))
     blocks: tuple[Block, ...] = ()
+    norm_first = flag_of(fields, facts.norm_first)
     for name, part in parts:
         if part:
-            own = (norm(name, hidden, facts.norm),)
-            blocks += own + part if facts.norm_first else part + own
+            own = (norm(name, hidden, norm_kind(fields, facts.norm)),)
+            blocks += own + part if norm_first else part + own
     return Layer(blocks=blocks)
 
 
@@ -160,13 +196,18 @@ def encoder_attention(
     """Attention of every token to every token."""
     heads = fields.size("num_attention_heads")
     key_value_heads = fields.optional_size(facts.key_value_heads) if facts.key_value_heads else None
+    if facts.qk_norm == "full" and heads * head_dim_of(fields) != fields.size("hidden_size"):
+        raise ConfigError("head_dim times num_attention_heads must be hidden_size", field="head_dim")
     return attention(
         hidden_size=fields.size("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads or heads,
         head_dim=head_dim_of(fields),
         qkv_bias=flag_of(fields, facts.qkv_bias),
+        key_bias=facts.key_bias,
         output_bias=flag_of(fields, facts.output_bias),
+        qk_norm=facts.qk_norm,
+        qk_norm_kind="layer_norm_without_bias",
         is_cached=is_generating(fields),
         window=window,
         extra=extra,
@@ -203,7 +244,7 @@ def head_blocks(fields: Fields, facts: Encoder) -> Iterator[Block]:
     for word in words.split():
         if word == "lm":
             yield from _language_head(fields, facts)
-        else:
+        elif word != "pooler" or flag_of(fields, facts.pooler):
             yield _head_block(fields, facts, word)
 
 
@@ -218,33 +259,58 @@ def idle(block: Block) -> Block:
     return replace(block, positions=0, attention=None)
 
 
+def norm_kind(fields: Fields, kind: str) -> str:
+    """The kind of norm; where a boolean field says whether layer norms have biases, that field's name is given."""
+    if kind in NORMS:
+        return kind
+    return "layer_norm" if fields.flag(kind) else "layer_norm_without_bias"
+
+
 def flag_of(fields: Fields, fact: Flag) -> bool:
     """The fact, or the value of the field that decides it."""
     return fields.flag(fact) if isinstance(fact, str) else fact
 
 
+def is_tied(fields: Fields) -> bool:
+    """Whether the head shares the token table; families that declare nothing tie."""
+    return fields.raw("tie_word_embeddings") is None or fields.flag("tie_word_embeddings")
+
+
 def _embeddings(fields: Fields, facts: Encoder) -> Iterator[Block]:
     hidden, width = fields.size("hidden_size"), table_width(fields, facts)
     yield embedding("embed_tokens", fields.size("vocab_size"), width)
-    if facts.positions == "learned":
+    if _has_table(fields, facts):
         rows = fields.size("max_position_embeddings") + facts.extra_positions
         yield embedding("embed_positions", rows, width)
-    types = fields.count(facts.token_types) if isinstance(facts.token_types, str) else facts.token_types
+    types = fields.count(facts.segments) if isinstance(facts.segments, str) else facts.segments
     if types:
         yield embedding("embed_token_types", types, width)
     yield from facts.tables(fields) if facts.tables is not None else ()
     is_projected = facts.projection == "always" or (facts.projection == "differs" and width != hidden)
-    if facts.embedding_norm and not facts.norm_projected:
-        yield norm("embed_norm", width, facts.norm)
+    has_norm = flag_of(fields, facts.embedding_norm)
+    if has_norm and not facts.norm_projected:
+        yield norm("embed_norm", width, norm_kind(fields, facts.norm))
     if is_projected:
         weights = linear("embed_project", width, hidden, bias=facts.projection_bias)
         yield Block(name="", part="embedding", weights=weights, live_width=width + hidden)
-    if facts.embedding_norm and facts.norm_projected:
-        yield norm("embed_norm", hidden, facts.norm)
+    if has_norm and facts.norm_projected:
+        yield norm("embed_norm", hidden, norm_kind(fields, facts.norm))
+
+
+def _has_table(fields: Fields, facts: Encoder) -> bool:
+    """Whether positions are looked up: a fact, or what a field says."""
+    if facts.positions in ("learned", "none"):
+        return facts.positions == "learned"
+    if isinstance(fields.raw(facts.positions), bool):
+        return fields.flag(facts.positions)
+    return bool(fields.choice(facts.positions, ("absolute", "rotary")) == "absolute")
 
 
 def _cross_attention(fields: Fields, facts: Encoder) -> tuple[Block, ...]:
     """Queries, keys, values and output for an encoder that is not part of this model: they stand idle without it."""
+    if not facts.can_decode:
+        fields.ignore("is_decoder", "add_cross_attention")
+        return ()
     if "add_cross_attention" not in fields.data.defaults or not fields.flag("add_cross_attention"):
         return ()
     if not fields.flag("is_decoder"):
@@ -271,26 +337,48 @@ def _feed_forward(fields: Fields, facts: Encoder) -> Block:
 def _head_block(fields: Fields, facts: Encoder, word: str) -> Block:
     hidden, bias = fields.size("hidden_size"), facts.classifier_bias
     if word in ("pooler", "dense", "rows"):
-        weights = linear(word, hidden, hidden, bias=True, quantized=False)
+        width = hidden
+        if word == "dense" and facts.dense_width:
+            width = fields.optional_size(facts.dense_width) or hidden
+        weights = linear(word, width, width, bias=flag_of(fields, facts.dense_bias), quantized=False)
+        weights += norm_weights(f"{word}_norm", width, norm_kind(fields, facts.dense_norm))
         return Block(name="", part="head", weights=weights, positions=None if word == "rows" else 1)
-    if word in ("labels", "spans", "label"):
-        name = "qa_outputs" if word == "spans" else "classifier"
-        return head(name, hidden, num_labels(fields), bias=bias, positions=1 if word == "label" else None)
+    if word in _PER_LABEL:
+        name, width, positions = _PER_LABEL[word]
+        return head(name, width * hidden, num_labels(fields), bias=bias and word != "pairs", positions=positions)
+    if word == "summary":
+        width = _summary_width(fields)
+        return Block(
+            name="", part="head", weights=linear("summary", hidden, width, bias=True) if width else (), positions=1
+        )
+    if word == "cells":
+        vectors = tuple(Weight(name=f"{name}_weights", shape=(hidden,), role="other") for name in ("cell", "column"))
+        scalars = tuple(Weight(name=f"{name}_bias", shape=(), role="other") for name in ("cell", "column"))
+        return Block(name="", part="head", weights=vectors + scalars)
+    if word == "labels_choice":
+        return head("classifier", num_labels(fields), 1, bias=True, positions=1)
     outputs = {"choice": 1, "pair": 2, "token": 1, "ends": 2}[word]
     return head(word, hidden, outputs, bias=bias, positions=1 if word in ("choice", "pair") else None)
 
 
+def _summary_width(fields: Fields) -> int:
+    """Outputs of a sequence summary; 0 without a projection. Source: SequenceSummary of transformers."""
+    if not fields.flag("summary_use_proj"):
+        return 0
+    return num_labels(fields) if fields.raw("summary_proj_to_labels") else fields.size("hidden_size")
+
+
 def _language_head(fields: Fields, facts: Encoder) -> Iterator[Block]:
-    hidden, tied = fields.size("hidden_size"), fields.flag("tie_word_embeddings") and facts.lm_tied
+    hidden, tied = fields.size("hidden_size"), is_tied(fields) and facts.lm_tied
     width = hidden
     if facts.lm_transform:
         width = (fields.optional_size(facts.lm_width) if facts.lm_width else None) or hidden
         bias = flag_of(fields, facts.lm_transform_bias)
         weights = linear("transform", hidden, width, bias=bias, quantized=False)
-        weights += norm_weights("norm", width, facts.lm_norm)
+        weights += norm_weights("norm", width, norm_kind(fields, facts.lm_norm))
         yield Block(name="head", part="head", weights=weights, live_width=hidden + width)
     vocabulary = fields.size("vocab_size")
     yield head("lm_head", width, vocabulary, bias=flag_of(fields, facts.lm_bias), tied=tied)
-    if facts.lm_untied_bias and not fields.flag("tie_word_embeddings"):
+    if facts.lm_untied_bias and not is_tied(fields):
         second = Weight(name="lm_head.second_bias", shape=(vocabulary,), role="bias")
         yield Block(name="", part="head", weights=(second,))
