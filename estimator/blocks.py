@@ -239,12 +239,13 @@ def experts(
     router_bias: bool = False,
     shared_intermediate_size: int = 0,
     shared_gate: bool = False,
+    shared_bias: bool | None = None,
     name: str = "mlp",
     extra: tuple[Weight, ...] = (),
 ) -> Block:
     """A router [E, D] and E experts of which each token uses `num_experts_per_tok`; a shared expert runs always.
 
-    shared_gate: a projection [1, D] weighs the shared expert (qwen2_moe).
+    shared_gate: a projection [1, D] weighs the shared expert (qwen2_moe). shared_bias: when it differs from `bias`.
     """
     active = min(num_experts_per_tok, num_experts)
 
@@ -258,7 +259,10 @@ def experts(
     inner = active * intermediate_size
     if shared_intermediate_size:
         shared = feed_forward(
-            hidden_size=hidden_size, intermediate_size=shared_intermediate_size, gated=gated, bias=bias
+            hidden_size=hidden_size,
+            intermediate_size=shared_intermediate_size,
+            gated=gated,
+            bias=bias if shared_bias is None else shared_bias,
         )
         weights += tuple(dataclasses.replace(weight, name=f"shared_expert.{weight.name}") for weight in shared.weights)
         inner += shared_intermediate_size

@@ -43,10 +43,7 @@ Extra = Callable[[Fields], tuple[Weight, ...]]
 _FULL, _SPARSE = "full_attention", "sparse"
 _LAYER_TYPES = (_FULL, "sliding_attention", "chunked_attention", "indexed_attention")
 # Fields that say which layers are which; where a list of layer types is given, they change nothing.
-_PATTERNS = (
-    "layer_types mlp_layer_types max_window_layers sliding_window_pattern _sliding_window_pattern no_rope_layers "
-    "no_rope_layer_interval global_attn_every_n_layers first_k_dense_replace decoder_sparse_step mlp_only_layers"
-).split()
+_PATTERNS = ["layer_types", "mlp_layer_types", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern", "no_rope_layers", "no_rope_layer_interval", "global_attn_every_n_layers", "first_k_dense_replace", "decoder_sparse_step", "mlp_only_layers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +65,7 @@ class Experts:
 
     layers: the rule where config.json has no `mlp_layer_types`. num_shared: as many experts more, or
     shared_intermediate_size: one of that width, run for every token; shared_gate: a projection [1, D] weighs it.
-    router_vector: the router has a vector [E] beside its matrix. extra: weights that no other family has.
+    shared_bias: when it differs from `bias`. router_vector: the router has a vector [E] beside its matrix. extra: weights that no other family has.
     """
 
     num_experts: str
@@ -80,6 +77,7 @@ class Experts:
     shared_gate: bool = False
     gated: bool = True
     bias: Flag = False
+    shared_bias: Flag | None = None
     router_bias: bool = False
     router_vector: bool = False
     extra: Extra | None = None
@@ -91,6 +89,7 @@ class Decoder:
 
     norms: how many norms over the hidden size each layer has. intermediate_size: the field; where it is null the width
     is `intermediate_factor` times the hidden size. head_dim: the field; null, or None here, means hidden size / heads.
+    square: the classes take heads times head_dim for the hidden size.
     qk_norm: as in `blocks.attention`, when `has_qk_norm`. latent: `blocks.latent_attention`, for a true fact.
     positions: "rotary", "learned" (a table of `max_position_embeddings` rows and `extra_positions` more) or "none"
     (distances, sinusoids). embedding_size: the width of the token table where a projection leads to the hidden size.
@@ -124,6 +123,7 @@ class Decoder:
     windows: Windows | None = None
     key_value_heads: Size = "num_key_value_heads"
     head_dim: str | None = "head_dim"
+    square: bool = False
     intermediate_size: Size = "intermediate_size"
     intermediate_factor: int = 4
     experts: Experts | None = None

@@ -34,10 +34,21 @@ _GPT = Decoder(
     output_bias=True,
     mlp_bias=True,
     head_dim=None,
+    square=True,
     key_value_heads="num_attention_heads",
 )
 _GPT2 = replace(_GPT, positions="learned", intermediate_size="n_inner", required={"add_cross_attention": (False, None)})
-_GPTJ = replace(_GPT, norms=1, qkv_bias=False, output_bias=False, head_bias=True, intermediate_size="n_inner")
+_GPTJ = replace(
+    _GPT,
+    norms=1,
+    qkv_bias=False,
+    output_bias=False,
+    head_bias=True,
+    intermediate_size="n_inner",
+    ignored=("rotary_dim",),
+)
+# Whether the halves of a layer run side by side changes no size; nor does a word that says it is a decoder.
+_NEOX_IGNORED = ("use_parallel_residual", "is_decoder")
 _GPT_BLOOM = replace(_GPT, positions="none", embedding_norm=True, intermediate_size=lambda fields: None)
 
 DECODERS: Mapping[str, Decoder] = {
@@ -45,7 +56,7 @@ DECODERS: Mapping[str, Decoder] = {
     "llama": _LLAMA,
     "mistral": Decoder(windows=_ALL_WINDOWED),
     "arcee": replace(_LLAMA, gated=False),
-    "bitnet": replace(_BIASED_ATTENTION, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
+    "bitnet": replace(_BIASED_ATTENTION, square=True, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
     "cwm": Decoder(mlp_bias="mlp_bias", windows=Windows(layers=all_but_every(4, first=0))),
     "diffllama": replace(_BIASED_ATTENTION, attention_extra=odd.differential_vectors),
     "ernie4_5": Decoder(qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias"),
@@ -54,7 +65,7 @@ DECODERS: Mapping[str, Decoder] = {
     "glm": _GLM,
     "granite": _LLAMA,
     "granite_swa": replace(_LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
-    "helium": Decoder(qkv_bias="attention_bias", mlp_bias="mlp_bias"),
+    "helium": Decoder(square=True, qkv_bias="attention_bias", mlp_bias="mlp_bias"),
     "hunyuan_v1_dense": replace(_BIASED_ATTENTION, has_qk_norm=True),
     "hyperclovax": replace(_LLAMA, norms=lambda fields: 4 if fields.flag("use_post_norm") else 2),
     "internlm3": _LLAMA,
@@ -112,11 +123,11 @@ DECODERS: Mapping[str, Decoder] = {
         mlp_bias="bias",
         key_value_heads=odd.falcon_key_value_heads,
         intermediate_size="ffn_hidden_size",
-        ignored=("alibi", "num_ln_in_parallel_attn"),
+        ignored=("alibi", "multi_query", "num_ln_in_parallel_attn"),
     ),
     "gpt-sw3": _GPT2,
     "gpt2": _GPT2,
-    "gpt_bigcode": replace(_GPT2, key_value_heads=odd.multi_query_heads),
+    "gpt_bigcode": replace(_GPT2, key_value_heads=odd.multi_query_heads, ignored=("num_key_value_heads",)),
     "gpt_neo": replace(
         _GPT,
         positions="learned",
@@ -124,9 +135,15 @@ DECODERS: Mapping[str, Decoder] = {
         windows=Windows(field="window_size", layers=odd.local_layers),
         ignored=("attention_types", "attention_layers"),
     ),
-    "gpt_neox": replace(_GPT, qkv_bias="attention_bias", output_bias="attention_bias"),
+    "gpt_neox": replace(_GPT, qkv_bias="attention_bias", output_bias="attention_bias", ignored=_NEOX_IGNORED),
     "gpt_neox_japanese": replace(
-        _GPT, qkv_bias=False, output_bias=False, mlp_bias=False, intermediate_size=odd.multiple_of_hidden_size
+        _GPT,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        intermediate_size=odd.multiple_of_hidden_size,
+        layer_blocks=odd.bias_of_the_last_layer,
+        ignored=("is_decoder",),
     ),
     "gptj": _GPTJ,
     "jais2": replace(_LLAMA, norm="layer_norm", gated=False),
@@ -139,6 +156,13 @@ DECODERS: Mapping[str, Decoder] = {
         positions="none",
         max_position_embeddings="max_seq_len",
         intermediate_size=lambda fields: None,
+        ignored=("attn_config", "embedding_fraction", "init_device", "learned_pos_emb", "norm_type"),
+        required={
+            "attn_config.attn_type": ("multihead_attention", None),
+            "attn_config.qk_ln": (False, None),
+            "expansion_ratio": (4,),
+            "no_bias": (True,),
+        },
     ),
     "nemotron": replace(_LLAMA, norm="layer_norm", gated=False),
     "openai-gpt": replace(_GPT, positions="learned", final_norm=False, intermediate_size=lambda fields: None),
@@ -162,6 +186,7 @@ DECODERS: Mapping[str, Decoder] = {
         head_bias=True,
         has_qk_norm="qk_layernorm",
         head_dim="head_dim",
+        square=False,
         key_value_heads="num_key_value_heads",
     ),
     "stablelm": Decoder(
@@ -172,6 +197,7 @@ DECODERS: Mapping[str, Decoder] = {
         has_qk_norm="qk_layernorm",
         qk_norm_kind="layer_norm_without_bias",
         head_dim=None,
+        square=True,
     ),
     "starcoder2": Decoder(
         norm="layer_norm",

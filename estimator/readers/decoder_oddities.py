@@ -205,3 +205,22 @@ def bitnet_norm(fields: Fields) -> tuple[Weight, ...]:
 def bitnet_mlp_norm(fields: Fields) -> tuple[Weight, ...]:
     """A norm before the down projection."""
     return norm_weights("ffn_sub_norm", fields.size("intermediate_size"), "rms_norm")
+
+
+def axk_norm(fields: Fields) -> tuple[Weight, ...]:
+    """A norm behind the experts."""
+    return norm_weights("post_mlp_layernorm", fields.size("hidden_size"), "rms_norm")
+
+
+def flint_layers(fields: Fields, num_layers: int) -> Sequence[bool]:
+    """As sparse_steps, but without `mlp_only_layers` the first two layers are dense."""
+    every = sparse_steps(fields, num_layers)
+    return every if fields.given("mlp_only_layers") else [index > 1 and has for index, has in enumerate(every)]
+
+
+def bias_of_the_last_layer(fields: Fields, index: int) -> tuple[Block, ...]:
+    """Only the last layer's attention has a bias (gpt_neox_japanese)."""
+    if index != fields.size("num_hidden_layers") - 1:
+        return ()
+    bias = Weight(name="dense_bias", shape=(fields.size("hidden_size"),), role="bias")
+    return (Block(name="attention", part="attention", weights=(bias,)),)

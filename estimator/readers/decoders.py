@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from estimator.blocks import attention, embedding, experts, feed_forward, head, latent_attention, linear, norm
-from estimator.errors import UnsupportedModelError
+from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Block, Layer, Network, Stack, Weight
 from estimator.readers.decoder_facts import (
     Decoder,
@@ -74,7 +74,7 @@ def task_head(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
         UnsupportedModelError: the class is for a task that is not known here.
     """
     width = _embedding_size(fields, facts)
-    if fields.task in ("causal_lm", "double_heads"):
+    if fields.task in ("causal_lm", "double_heads", "image_text_to_text"):
         tied, bias = fields.flag("tie_word_embeddings"), is_true(fields, facts.head_bias)
         outputs = fields.optional_size(facts.output_vocab_size) if facts.output_vocab_size else None
         language = head("lm_head", width, outputs or fields.size("vocab_size"), bias=bias, tied=tied)
@@ -101,12 +101,16 @@ def num_labels(fields: Fields) -> int:
 def decoder_attention(fields: Fields, facts: Decoder, window: int | None) -> Block:
     """The attention of one layer."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = fields.optional_size(facts.head_dim) if facts.head_dim else None
+    head_dim = (fields.optional_size(facts.head_dim) if facts.head_dim else None) or hidden // heads
+    if facts.square and heads * head_dim != hidden:
+        raise ConfigError(
+            f"hidden_size {hidden} must be num_attention_heads {heads} times a head's size", field="hidden_size"
+        )
     return attention(
         hidden_size=hidden,
         num_attention_heads=heads,
         num_key_value_heads=size_of(fields, facts.key_value_heads) or heads,
-        head_dim=head_dim or hidden // heads,
+        head_dim=head_dim,
         qkv_bias=is_true(fields, facts.qkv_bias),
         output_bias=is_true(fields, facts.output_bias),
         qk_norm=facts.qk_norm if is_true(fields, facts.has_qk_norm) else "none",
@@ -199,6 +203,7 @@ def decoder_experts(fields: Fields, facts: Experts) -> Block:
         num_experts_per_tok=fields.size(facts.num_experts_per_tok),
         gated=facts.gated,
         bias=is_true(fields, facts.bias),
+        shared_bias=None if facts.shared_bias is None else is_true(fields, facts.shared_bias),
         router_bias=facts.router_bias,
         shared_intermediate_size=_shared(fields, facts.num_shared) * width
         + _shared(fields, facts.shared_intermediate_size),

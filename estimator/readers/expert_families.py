@@ -1,4 +1,4 @@
-"""Families of decoders with experts as rows of facts. Source: the classes of transformers 5.24, as the tests compare."""
+"""Families of decoders with experts as rows of facts. Source: the classes of transformers 5.24, as in decoder_families."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             intermediate_size="intermediate_size",
             layers=all_layers,
             num_shared="moe_num_shared_experts",
+            shared_bias="mlp_bias",
         ),
     ),
-    "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers), required={}),
+    "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers, extra=odd.axk_norm), required={}),
     "dbrx": Decoder(
         norm="layer_norm_without_bias",
         head_dim=None,
+        square=True,
         max_position_embeddings="max_seq_len",
         key_value_heads="attn_config.kv_n_heads",
         experts=Experts(
@@ -67,9 +69,9 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             intermediate_size="ffn_config.ffn_hidden_size",
             layers=all_layers,
         ),
-        ignored=("ffn_config", "attn_config"),
+        ignored=("ffn_config", "attn_config", "num_key_value_heads"),
     ),
-    "deepseek_v2": replace(_DEEPSEEK_V3, mlp_bias="mlp_bias"),
+    "deepseek_v2": replace(_DEEPSEEK_V3, mlp_bias="mlp_bias", experts=replace(_DEEPSEEK, shared_bias="mlp_bias")),
     "deepseek_v3": _DEEPSEEK_V3,
     "dots1": replace(
         _BIASED_ATTENTION,
@@ -88,8 +90,10 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             num_experts_per_tok="moe_k",
             layers=odd.ernie_layers,
             num_shared="moe_num_shared_experts",
+            shared_bias="use_bias",
             router_vector=True,
         ),
+        head_bias="use_bias",
         ignored=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_capacity"),
     ),
     "exaone_moe": Decoder(
@@ -106,7 +110,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         sinks=True,
         has_qk_norm=True,
         windows=Windows(layers=all_but_every(4, first=1, also=(0, -1))),
-        experts=replace(_QWEN2, shared_gate=False),
+        experts=replace(_QWEN2, layers=odd.flint_layers, shared_gate=False),
     ),
     "glm4_moe": Decoder(qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK),
     "glm4_moe_lite": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=from_layer(1))),
@@ -135,9 +139,15 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "hy_v3": replace(
         _LLAMA,
         has_qk_norm=True,
-        experts=Experts(num_experts="num_experts", layers=from_layer(1), num_shared="num_shared_experts"),
+        experts=Experts(
+            num_experts="num_experts", layers=from_layer(1), num_shared="num_shared_experts", shared_bias="mlp_bias"
+        ),
     ),
-    "jetmoe": Decoder(attention_block=odd.jetmoe_attention, experts=replace(_MIXTRAL, extra=odd.jetmoe_bias)),
+    "jetmoe": Decoder(
+        attention_block=odd.jetmoe_attention,
+        ignored=("num_attention_heads",),
+        experts=replace(_MIXTRAL, extra=odd.jetmoe_bias),
+    ),
     "kolibri1": Decoder(
         norms=4,
         has_qk_norm=True,
@@ -165,7 +175,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "minimax_m2": Decoder(has_qk_norm=True, qk_norm="full", experts=_MIXTRAL),
     "mistral4": replace(_DEEPSEEK_V3),
     "mixtral": Decoder(windows=Windows(layers=all_layers), experts=_MIXTRAL),
-    "olmoe": replace(_OLMO2, experts=_OLMOE),
+    "olmoe": replace(_OLMO2, square=True, experts=_OLMOE),
     "phimoe": replace(
         _BIASED_ATTENTION,
         norm="layer_norm",
@@ -188,5 +198,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "sarvam_moe": Decoder(
         qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK
     ),
-    "solar_open": replace(_BIASED_ATTENTION, ignored=_NEXT_TOKENS, experts=replace(_DEEPSEEK, layers=all_layers)),
+    "solar_open": Decoder(
+        qkv_bias="attention_bias", ignored=_NEXT_TOKENS, experts=replace(_DEEPSEEK, layers=all_layers)
+    ),
 }

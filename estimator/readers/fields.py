@@ -39,10 +39,11 @@ class Fields:
             self._values[own] = value
 
     def raw(self, name: str) -> Any:
-        """The value of a field, or its declared default, or None; whatever its type. `a.b` is field b of config a."""
+        """The value of a field, or its declared default, or None; whatever its type. `a.b` is what object a has as b."""
         outer, _, inner = name.rpartition(".")
         if outer:
-            return self.sub(outer).raw(inner)
+            value = self.raw(outer)
+            return value.get(inner) if isinstance(value, Mapping) else None
         own = self.data.attribute_map.get(name, name)
         self._read.add(own)
         if own in self._values:
