@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,8 @@ _MOST_SPLITS = 10_000
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 # Tensors that llama.cpp writes beside the weights: rotary frequencies that the model computes from its config.
 _BUFFERS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"))
+
+_KEY_HALF, _VALUE_HALF = ".attn_k_b.weight", ".attn_v_b.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,32 @@ def read_gguf(path: str | Path) -> WeightFile:
         paths=paths,
         format="gguf",
         tensors=tuple(tensors),
-        parameters=tuple(tensor for tensor in tensors if tensor.name not in _BUFFERS),
+        parameters=tuple(_weights(tensors)),
         metadata=metadata,
     )
+
+
+def _weights(tensors: list[FileTensor]) -> Iterator[FileTensor]:
+    """The tensors without buffers; the two halves that kv_b of latent attention is cut into are one matrix again.
+
+    They are k_b [heads, latent, key size] and v_b [heads, value size, latent].
+    """
+    halves = {t.name: t for t in tensors if t.name.endswith(_VALUE_HALF) and len(t.shape) == 3}
+    keys = (t.name for t in tensors if t.name.endswith(_KEY_HALF) and len(t.shape) == 3)
+    pairs = {name: halves.get(name.removesuffix(_KEY_HALF) + _VALUE_HALF) for name in keys}
+    merged = {half.name for half in pairs.values() if half is not None}
+    for tensor in tensors:
+        half = pairs.get(tensor.name)
+        if half is not None:
+            rows = tensor.shape[0] * (tensor.shape[2] + half.shape[1])
+            yield FileTensor(
+                name=tensor.name.replace(_KEY_HALF, ".attn_kv_b.weight"),
+                shape=(rows, tensor.shape[1]),
+                dtype=tensor.dtype,
+                num_bytes=tensor.num_bytes + half.num_bytes,
+            )
+        elif tensor.name not in _BUFFERS and tensor.name not in merged:
+            yield tensor
 
 
 def _read_splits(

@@ -18,6 +18,8 @@ __all__ = ["is_buffer", "unpack_weights"]
 _INTEGERS = frozenset(("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"))
 _PACKED_INTEGERS = frozenset(("uint8", "int8", "int16", "uint16", "int32", "uint32"))
 _BUFFER_ENDINGS = (".inv_freq", ".masked_bias", "position_ids", ".num_batches_tracked", ".token_type_ids")
+# Scales of activations and caches in quantised checkpoints, which belong to no single weight.
+_SCALE_ENDINGS = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".input_scale", ".output_scale", ".prob_scale")
 _MASK_ENDINGS = (".attn.bias", ".attention.bias", ".attn.attention.bias")  # causal masks of GPT-2, GPT-NeoX, GPT-Neo
 Tensors = Mapping[str, FileTensor]
 # What a packed tensor stands for: the weight without bytes, and the names of its other parts.
@@ -73,7 +75,7 @@ def _collect(
             weight, others = found[tensor.name]
             num_bytes = tensor.num_bytes + sum(sizes[part] for part in others)
             weights.append(FileTensor(name=weight.name, shape=weight.shape, dtype=weight.dtype, num_bytes=num_bytes))
-        elif tensor.name in parts:
+        elif tensor.name in parts or tensor.name.endswith(_SCALE_ENDINGS):
             continue
         elif is_buffer(tensor) or tensor.dtype in _INTEGERS:
             num_buffers += 1
@@ -110,7 +112,7 @@ def _gptq_or_awq(stem: str, packed: FileTensor, tensors: Tensors, _: Mapping[str
     scales, zeros, order = (tensors.get(f"{stem}.{part}") for part in ("scales", "qzeros", "g_idx"))
     if scales is None or len(scales.shape) != 2 or len(packed.shape) != 2 or 0 in (*packed.shape, *scales.shape):
         return None
-    out_size, parts = scales.shape[1], (".scales", ".qzeros", ".g_idx", ".bias_scale")
+    out_size, parts = scales.shape[1], (".scales", ".qzeros", ".g_idx")
     if packed.shape[1] == out_size:
         if order is not None:
             in_size = order.num_elements

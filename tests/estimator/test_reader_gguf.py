@@ -12,7 +12,8 @@ from estimator.errors import CorruptFileError, InputError, UnsupportedModelError
 from estimator.readers.gguf_config import GGUF_ARCHITECTURES, config_of_gguf
 from estimator.readers.gguf_file import ArrayLength, read_gguf
 from estimator.readers.gguf_types import GGML_TYPES
-from estimator.readers.weight_files import read_weight_file
+from estimator.readers.networks import read_network
+from estimator.readers.weight_files import compare_with_config, read_weight_file
 from tests.estimator.file_samples import gguf_bytes, gguf_config_keys
 
 
@@ -206,6 +207,32 @@ def test_split_model_with_a_wrong_or_missing_part_is_refused(tmp_path: Path) -> 
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(InputError, match="not in"):
         read_gguf(first)
+
+
+def test_buffers_are_no_parameters_and_halves_of_latent_attention_are_one(tmp_path: Path) -> None:
+    """Rotary frequencies do not count; kv_b [2 * (6 + 5), 4], cut into k_b and v_b, is a matrix again."""
+    halves = [("blk.0.attn_v_b.weight", (2, 5, 4), 0), ("blk.0.attn_k_b.weight", (2, 4, 6), 0)]
+    found = read_gguf(_write(tmp_path / "x.gguf", gguf_bytes({}, [*halves, ("rope_freqs.weight", (32,), 0)])))
+    assert found.parameters is not None
+    assert [(w.name, w.shape, w.num_bytes) for w in found.parameters] == [("blk.0.attn_kv_b.weight", (22, 4), 352)]
+    assert found.num_elements == 22 * 4 + 32
+
+
+def test_file_agrees_with_the_network_of_its_own_config(tmp_path: Path) -> None:
+    """What the keys say makes the very tensors that the file holds, in llama.cpp's names."""
+    layer = {"attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    layer |= {"ffn_norm": (64,), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+    tensors = [("token_embd.weight", (128, 64), 0), ("output_norm.weight", (64,), 0), ("rope_freqs.weight", (8,), 0)]
+    tensors += [
+        (f"blk.{index}.{name}.weight", shape, 8 if len(shape) == 2 else 0)
+        for index in range(3)
+        for name, shape in layer.items()
+    ]
+    found = read_gguf(_write(tmp_path / "x.gguf", gguf_bytes(gguf_config_keys("llama", _COMMON), tensors)))
+    network, _, _ = read_network(config_of_gguf(found))
+    result = compare_with_config(found, network)
+    assert result.agrees
+    assert result.file_parameters == result.config_parameters == found.num_parameters
 
 
 _COMMON = {

@@ -267,7 +267,11 @@ _PACKINGS = {
         None,
         "int8 (bitsandbytes)",
     ),
-    "fp8": ({"l.weight": ("F8_E4M3", [64, 128]), "l.weight_scale_inv": ("F32", [1, 1])}, None, "fp8_e4m3"),
+    "fp8": (
+        {"l.weight": ("F8_E4M3", [64, 128]), "l.weight_scale_inv": ("F32", [1, 1])},
+        None,
+        "fp8_e4m3",
+    ),
     "NVFP4": (
         {
             "l.weight": ("U8", [64, 64]),
@@ -301,6 +305,12 @@ def test_packed_matrix_counts_as_what_it_stands_for(tmp_path: Path, case: str) -
     assert (weight.shape, weight.dtype, weight.num_bytes) == ((64, 128), dtype, found.num_bytes - 4 * 64)
     assert found.num_parameters == 64 * 128 + 64
     assert dtype in found.warnings[0]
+
+
+def test_scales_of_caches_are_no_parameters(tmp_path: Path) -> None:
+    """An fp8 checkpoint may scale its cache; these numbers belong to no weight."""
+    parts = {"a.o_proj.weight": ("F8_E4M3", [8, 8]), "a.k_scale": ("F32", []), "a.v_scale": ("F32", [])}
+    assert read_weight_file(_packed(tmp_path, parts)).num_parameters == 64
 
 
 def test_bitsandbytes_4_bit_counts_two_weights_a_byte(tmp_path: Path) -> None:
