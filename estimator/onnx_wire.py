@@ -15,7 +15,9 @@ from typing import Protocol, overload
 
 from estimator.errors import CorruptFileError
 
-__all__ = ["ByteSource", "check_self_contained", "fields", "read_properties", "varint"]
+__all__ = ["CONFIG_PROPERTY", "ByteSource", "check_self_contained", "fields", "read_properties", "varint"]
+
+CONFIG_PROPERTY = "archfront.config"  # the metadata property in which our own files hold their config
 
 
 class ByteSource(Protocol):

@@ -6,7 +6,7 @@ import csv
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from estimator.calibrating.points import Point, fit_points, modelled_time
@@ -22,7 +22,7 @@ from estimator.workload import Workload
 
 __all__ = ["CLASSES", "Comparison", "ErrorClass", "reference_network", "summarise", "validate"]
 
-_BF16 = {"weight_dtype": "bf16", "activation_dtype": "bf16", "kv_cache_dtype": "bf16"}
+_BF16 = Workload(prompt_length=4096, weight_dtype="bf16", activation_dtype="bf16", kv_cache_dtype="bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +100,10 @@ def _parameters() -> Iterator[Comparison]:
 
 
 def _kv_caches() -> Iterator[Comparison]:
-    workload = Workload(prompt_length=4096, **_BF16)
     for row in _rows("params.tsv"):
         if row["kv_cache_mib_4096_bf16_batch1"]:
             reference = float(row["kv_cache_mib_4096_bf16_batch1"]) * 2**20
-            yield _compared(row["config"], reference, lambda net: count_kv_cache_bytes(net, workload))
+            yield _compared(row["config"], reference, lambda net: count_kv_cache_bytes(net, _BF16))
 
 
 def _compared(config: str, reference: float, count: Callable[[Network], int]) -> Comparison:
@@ -169,7 +168,7 @@ def _memories() -> Iterator[Comparison]:
 def _peak_bytes(row: Mapping[str, str]) -> int:
     network, length = read_source(row["model"]).network, int(row["sequence_length"])
     if row["mode"].startswith("inference"):
-        workload = Workload(batch_size=int(row["batch_size"]), prompt_length=length, **_BF16)
+        workload = replace(_BF16, batch_size=int(row["batch_size"]), prompt_length=length)
         return estimate_memory(network, workload, get_device(row["device"])).total_bytes
     plan = TrainingPlan(
         batch_size=int(row["batch_size"]),
