@@ -86,7 +86,7 @@ def ask_llm_analysis(folder: Path) -> Answer:
     from llm_analysis.analysis import LLMAnalysis
     from llm_analysis.config import get_gpu_config_by_name, get_model_config_from_hf
 
-    with tempfile.TemporaryDirectory() as plain:
+    with tempfile.TemporaryDirectory(dir=folder) as plain:
         fields = {name: value for name, value in read_config(folder).items() if name != "auto_map"}
         Path(plain, "config.json").write_text(json.dumps(fields), encoding="utf-8")
         config = get_model_config_from_hf(plain)
