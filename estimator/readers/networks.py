@@ -11,12 +11,17 @@ from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Network
 from estimator.readers.decoder_families import DECODERS
 from estimator.readers.decoders import decoder_network
+from estimator.readers.dual_encoders import READERS as DUAL_READERS
 from estimator.readers.encoder_families import READERS as ENCODER_READERS
-from estimator.readers.family_data import FamilyData, family_data
+from estimator.readers.family_data import FamilyData, family_data, model_types_of_class
 from estimator.readers.fields import Fields
 from estimator.readers.hybrid_families import READERS as HYBRID_READERS
+from estimator.readers.vision_families import READERS as VISION_READERS
 
 __all__ = ["network_families", "read_network"]
+
+# Published under a model type of their own, with the fields and classes of another.
+_RENAMED: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
 
 Reader = Callable[[Fields], Network]
 
@@ -25,7 +30,7 @@ Reader = Callable[[Fields], Network]
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    return {**decoders, **ENCODER_READERS, **HYBRID_READERS}
+    return {**decoders, **ENCODER_READERS, **HYBRID_READERS, **VISION_READERS, **DUAL_READERS}
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:
@@ -35,18 +40,38 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
         UnsupportedModelError: names the model type or class, and what is supported.
         ConfigError: names the field that is unknown, wrong, or could change a size in a way that is not known here.
     """
-    model_type = values.get("model_type")
-    data = family_data(model_type) if isinstance(model_type, str) else None
-    reader = network_families().get(model_type) if isinstance(model_type, str) else None
+    model_type = values.get("model_type") or _model_type_of_class(values)
+    name = _RENAMED.get(model_type, model_type) if isinstance(model_type, str) else ""
+    data, reader = family_data(name), network_families().get(name)
     if data is None or reader is None:
-        if model_type is None:
-            raise UnsupportedModelError("config.json names no model_type; add one, such as llama")
         raise UnsupportedModelError(f"model_type {show(model_type)} is not supported")
     hf_class, warnings = _choose_class(data, values)
+    if name != values.get("model_type"):
+        warnings.insert(0, f"read as model_type {name}, of {hf_class}")
     fields = Fields(values, data, task=data.classes[hf_class])
     network = reader(fields)
     fields.check_all_read()
     return network, hf_class, (*warnings, *fields.warnings)
+
+
+def _model_type_of_class(values: Mapping[str, Any]) -> str:
+    """The model type that the class in architectures belongs to, for a config.json that names none."""
+    names = values.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise UnsupportedModelError("config.json names neither model_type nor class; add one, such as llama")
+    known = [name for name in model_types_of_class(names[0]) if name in network_families()]
+    of_that_name = [name for name in known if names[0].lower().startswith(name.replace("_", "").replace("-", ""))]
+    found = known if len(known) == 1 else of_that_name
+    if len(found) != 1:
+        raise UnsupportedModelError(f"config.json names no model_type, and class {show(names[0])} does not say which")
+    return found[0]
+
+
+def _same_head(data: FamilyData, name: str) -> str | None:
+    """The family's one class with the head that the name ends with, such as ForCausalLM."""
+    head = name[name.rfind("For") :] if "For" in name else ""
+    found = [known for known in data.classes if head and known.endswith(head)]
+    return found[0] if len(found) == 1 else None
 
 
 def _choose_class(data: FamilyData, values: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -58,6 +83,8 @@ def _choose_class(data: FamilyData, values: Mapping[str, Any]) -> tuple[str, lis
             raise UnsupportedModelError(f"model_type {data.model_type} has no class of its own")
         return data.default_class, [f"config.json names no class in architectures; read as {data.default_class}"]
     if names[0] not in data.classes:
+        if values.get("auto_map") and (known := _same_head(data, names[0])):
+            return known, [f"class {show(names[0])} is the publisher's own; read as {known}"]
         raise UnsupportedModelError(
             f"class {show(names[0])} is not supported for model_type {data.model_type}; "
             f"supported are {', '.join(data.classes)}"
