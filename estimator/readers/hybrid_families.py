@@ -16,6 +16,7 @@ from estimator.readers.mamba_models import (
     mamba_model,
     nemotron_h,
 )
+from estimator.readers.qwen3_5 import qwen3_5, qwen3_5_vision
 from estimator.readers.recurrent_models import (
     lfm2,
     lfm2_moe,
@@ -47,8 +48,12 @@ READERS: Mapping[str, Callable[[Fields], Network]] = {
     "minimax": minimax,
     "nemotron_h": nemotron_h,
     "olmo_hybrid": olmo_hybrid,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5,
     "qwen3_5_moe_text": qwen3_5_text,
+    "qwen3_5_moe_vision": qwen3_5_vision,
     "qwen3_5_text": qwen3_5_text,
+    "qwen3_5_vision": qwen3_5_vision,
     "qwen3_next": qwen3_next,
     "recurrent_gemma": recurrent_gemma,
     "rwkv": rwkv_model,

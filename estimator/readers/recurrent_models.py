@@ -238,11 +238,12 @@ def zamba(fields: Fields) -> Network:
         kinds = (LINEAR, LINEAR, _HYBRID, *later)
     shared = [*_zamba_attention(fields), _dense(fields, fields.size("intermediate_size"))]
     state_space = [*norms(fields, "input_layernorm"), mixer]
+    shares = fields.flag("tie_word_embeddings")  # one switch for all that the class ties
     layers: list[Layer] = []
     for kind in kinds:
         if kind == _HYBRID:
             layers.append(Layer(blocks=(*shared, _square(hidden), *state_space)))
-            shared = [_borrowed(block) for block in shared]
+            shared = [_borrowed(block) for block in shared] if shares else shared
         else:
             layers.append(Layer(blocks=tuple(state_space)))
     return hybrid_network(fields, layers)
@@ -273,18 +274,28 @@ def zamba2(fields: Fields) -> Network:
     )
     width = fields.optional_size("intermediate_size") or 4 * hidden
     shared = [*_zamba_attention(fields), _dense(fields, width, bias=bias)]
-    blocks = [shared] * fields.size("num_mem_blocks")
     state_space = [*norms(fields, "input_layernorm"), mixer]
-    layers, turn = [], 0
-    for kind in _zamba2_kinds(fields):
-        if kind == _HYBRID:
-            used = blocks[turn % len(blocks)]
-            layers.append(Layer(blocks=(*used, *_adapters(fields, width), _square(hidden), *state_space)))
-            blocks[turn % len(blocks)] = [_borrowed(block) for block in used]
-            turn += 1
-        else:
-            layers.append(Layer(blocks=tuple(state_space)))
-    return hybrid_network(fields, layers)
+    return hybrid_network(fields, _zamba2_layers(fields, shared, [_square(hidden), *state_space], width))
+
+
+def _zamba2_layers(fields: Fields, shared: list[Block], after: list[Block], width: int) -> list[Layer]:
+    """The layers; `after` follows the shared blocks in hybrid ones, and its state space stands alone in the others.
+
+    Without tying, every hybrid layer has a block of its own, with the adapters of all layers that would share it.
+    """
+    kinds, shares, turns = _zamba2_kinds(fields), fields.flag("tie_word_embeddings"), fields.size("num_mem_blocks")
+    num_hybrids = kinds.count(_HYBRID)
+    blocks, layers, turn = [shared] * turns, [], 0
+    for kind in kinds:
+        if kind != _HYBRID:
+            layers.append(Layer(blocks=tuple(after[1:])))
+            continue
+        used = blocks[turn % turns]
+        slots = 1 if shares else len(range(turn % turns, num_hybrids, turns))
+        layers.append(Layer(blocks=(*used, *_adapters(fields, width, slots), *after)))
+        blocks[turn % turns] = [_borrowed(block) for block in used] if shares else used
+        turn += 1
+    return layers
 
 
 def _zamba2_kinds(fields: Fields) -> tuple[str, ...]:
@@ -312,17 +323,21 @@ def _zamba_attention(fields: Fields) -> list[Block]:
     return [norm("input_layernorm", width, "rms_norm"), mixer, norm("pre_ff_layernorm", hidden, "rms_norm")]
 
 
-def _adapters(fields: Fields, width: int) -> list[Block]:
-    """Matrices of low rank beside the feed-forward's input, and beside q, k and v if the config says so."""
+def _adapters(fields: Fields, width: int, slots: int) -> list[Block]:
+    """Matrices of low rank beside the feed-forward's input, and beside q, k and v if the config says so.
+
+    `slots` of them are stored, of which one runs.
+    """
     hidden, rank = fields.size("hidden_size"), fields.size("adapter_rank")
     inner = fields.optional_size("attention_hidden_size") or 2 * hidden
-    weights = linear("gate_up_down", hidden, rank) + linear("gate_up_up", rank, 2 * width)
+    weights = linear("gate_up_adapter.0", hidden, rank, copies=slots)
+    weights += linear("gate_up_adapter.1", rank, 2 * width, copies=slots)
     blocks = [Block(name="feed_forward.adapter", part="feed_forward", weights=weights, live_width=hidden + 2 * width)]
     if fields.flag("use_shared_attention_adapter"):
         adapters: tuple[Weight, ...] = ()
         for what in ("q", "k", "v"):
-            adapters += linear(f"linear_{what}_adapter.0", inner, rank)
-            adapters += linear(f"linear_{what}_adapter.1", rank, inner)
+            adapters += linear(f"linear_{what}_adapter.0", inner, rank, copies=slots)
+            adapters += linear(f"linear_{what}_adapter.1", rank, inner, copies=slots)
         blocks.append(Block(name="self_attn.adapter", part="attention", weights=adapters, live_width=4 * inner))
     return blocks
 
