@@ -19,7 +19,7 @@ from estimator.config import TransformerConfig
 from estimator.errors import BuildError, CorruptFileError, StorageFullError
 from estimator.onnx_blocks import BUILD_DTYPES, write_graph
 from estimator.onnx_graph import is_parameter
-from estimator.onnx_wire import CONFIG_PROPERTY, check_self_contained, read_properties
+from estimator.onnx_wire import check_self_contained, read_properties
 from estimator.ort_session import PROVIDERS
 from estimator.user_data import write_bytes_atomically
 from estimator.weights import check_weights, is_linear, random_weights, weight_shapes
@@ -27,7 +27,7 @@ from estimator.weights import check_weights, is_linear, random_weights, weight_s
 __all__ = ["OnnxArtifact", "build_onnx", "check_target", "read_artifact", "read_config"]
 
 _MAX_WEIGHT_BYTES = 2**31 - 2**26  # a protobuf message ends at 2 GiB; the rest is for nodes, scales and names
-_WEIGHT_DTYPE, _PROVIDER = "archfront.weight_dtype", "archfront.provider"
+_CONFIG, _WEIGHT_DTYPE, _PROVIDER = "archfront.config", "archfront.weight_dtype", "archfront.provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def build_onnx(
     weights = random_weights(config, seed) if weights is None else check_weights(config, weights)
     writer = write_graph(config, weights, weight_dtype=weight_dtype)
     config_json = json.dumps(config.to_dict(), sort_keys=True)
-    model = writer.model({CONFIG_PROPERTY: config_json, _WEIGHT_DTYPE: weight_dtype, _PROVIDER: provider})
+    model = writer.model({_CONFIG: config_json, _WEIGHT_DTYPE: weight_dtype, _PROVIDER: provider})
     _write(Path(path), model.SerializeToString())
     return read_artifact(path)
 
@@ -110,10 +110,10 @@ def read_config(path: str | Path) -> TransformerConfig:
 def _read_header(path: Path) -> tuple[TransformerConfig, dict[str, str]]:
     check_self_contained(path)
     properties = read_properties(path)
-    if not {CONFIG_PROPERTY, _WEIGHT_DTYPE, _PROVIDER} <= properties.keys():
+    if not {_CONFIG, _WEIGHT_DTYPE, _PROVIDER} <= properties.keys():
         raise CorruptFileError(f"{path} was not written by Archfront: it holds no config")
     try:
-        return TransformerConfig.from_dict(json.loads(properties[CONFIG_PROPERTY])), properties
+        return TransformerConfig.from_dict(json.loads(properties[_CONFIG])), properties
     except ValueError as error:
         raise CorruptFileError(f"{path} holds a config that cannot be read: {error}") from error
 

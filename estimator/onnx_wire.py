@@ -15,9 +15,7 @@ from typing import Protocol, overload
 
 from estimator.errors import CorruptFileError
 
-__all__ = ["CONFIG_PROPERTY", "ByteSource", "check_self_contained", "fields", "read_properties", "varint"]
-
-CONFIG_PROPERTY = "archfront.config"  # the metadata property in which our own files hold their config
+__all__ = ["ByteSource", "check_self_contained", "fields", "read_properties", "varint"]
 
 
 class ByteSource(Protocol):

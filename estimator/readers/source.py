@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from estimator.config import TransformerConfig
 from estimator.errors import ConfigError, CorruptFileError, InputError, UnsupportedModelError
 from estimator.network import Block, Network, Stack, Weight
-from estimator.onnx_wire import CONFIG_PROPERTY
 from estimator.readers.gguf_config import config_of_gguf
 from estimator.readers.huggingface import NATIVE_MODEL_TYPE, read_config, read_dtype
 from estimator.readers.networks import read_network
@@ -195,7 +194,7 @@ def _read_weights(weight_file: WeightFile, path: Path) -> ModelSource:
     beside = path.parent / "config.json"
     if weight_file.format == "safetensors" and beside.is_file():
         return _with_weights(_read_config_file(beside, path.stem), weight_file)
-    if CONFIG_PROPERTY in weight_file.metadata:
+    if weight_file.format == "onnx" and "config" in weight_file.metadata:
         config = _embedded_config(weight_file, path)
         source = _model_source({}, path.stem, network_of(config), None, (), buildable=config)
         return replace(_with_weights(source, weight_file), path=path)
@@ -211,7 +210,7 @@ def _read_weights(weight_file: WeightFile, path: Path) -> ModelSource:
 def _embedded_config(weight_file: WeightFile, path: Path) -> TransformerConfig:
     """The config that `build_onnx` writes into its files."""
     try:
-        return TransformerConfig.from_dict(json.loads(weight_file.metadata[CONFIG_PROPERTY]))
+        return TransformerConfig.from_dict(weight_file.metadata["config"])
     except ValueError as error:
         raise CorruptFileError(f"{path} holds a config that cannot be read: {error}") from error
 
@@ -275,7 +274,7 @@ def _parse(text: str, name: str, path: Path | None) -> ModelSource:
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        values = json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise CorruptFileError(f"{where} is nested too deeply") from error
     except ValueError as error:
@@ -292,7 +291,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"field {name!r} stands twice")
         values[name] = value
     return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
