@@ -110,7 +110,7 @@ def _part_formula(network: Network, part: str) -> str:
         "norm": "gains (+ shifts of layer_norm): D each; of queries, keys and latents their own width",
         "head": "V·D untied, 0 tied, + D·D of a transform or pooler, + biases",
         "projector": "matrices in·out, + biases",
-    }[part]
+    }.get(part, "Σ copies · shape over the weights of the part")
 
 
 def _memory(result: Estimate) -> Iterator[Row]:
@@ -189,10 +189,12 @@ def _kept_formula(network: Network) -> str:
 
 def _state(result: Estimate) -> Row:
     workload = result.workload
-    recurrences = (block.recurrence for block in result.network.main.blocks if block.recurrence is not None)
-    elements = terms_sum((recurrence.state_elements,) for recurrence in recurrences)
-    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.activation_dtype])} × ({elements})"
-    formula = "B · bytes of activations · Σ layers elements of the recurrent and convolution state"
+    states = [block.recurrence for block in result.network.main.blocks if block.recurrence is not None]
+    size, fp32_size = (int(DTYPE_BYTES[dtype]) for dtype in (workload.activation_dtype, "fp32"))
+    kept = [(state.fp32_elements, fp32_size) for state in states if state.fp32_elements]
+    kept += [(state.state_elements - state.fp32_elements, size) for state in states]
+    numbers = f"{workload.batch_size} × ({terms_sum(kept)})"
+    formula = "B · Σ layers elements of the recurrent and convolution state · bytes (of activations, or fp32)"
     return "memory.state_bytes", formula, numbers, result.memory.state_bytes, "config, workload"
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from estimator.explain_terms import Row, plus, terms_sum
 from estimator.flops import attended_pairs, causal_discount_flops, operator_of
-from estimator.network import Block
 from estimator.phases import BlockRun, decode_runs, prefill_runs
 from estimator.sizing import Estimate
 
@@ -20,7 +19,7 @@ _FORMULAS = {
     "attention_values": "Σ layers 2·rows·keys·N·h",
     "feed_forward": "Σ layers, matrices 2·rows·D·F",
     "experts": "Σ layers, matrices 2·rows·in·out, k times for experts",
-    "state_space": "Σ layers (Σ matrices 2·rows·in·out + rows · FLOPs of the state's products)",
+    "state_space": "Σ layers (Σ matrices 2·rows·in·out + FLOPs of products with the state, by token and chunk)",
 }
 _PROJECTION = "Σ matrices 2·rows·in·out"
 
@@ -46,25 +45,30 @@ def explain_compute(result: Estimate) -> Iterator[Row]:
 def _operators(phase: str, runs: list[BlockRun], flops: dict[str, int], where: str) -> Iterator[Row]:
     terms: dict[str, list[tuple[int, ...]]] = {operator: [] for operator in flops}
     for run in runs:
-        for operator, term in _block_terms(run.block, run.num_rows, run.num_keys):
+        for operator, term in _block_terms(run):
             terms[operator].append(term)
     for operator, value in flops.items():
         formula = f"{_FORMULAS.get(operator, _PROJECTION)}; {where}"
         yield f"compute.{phase}_by_operator.{operator}", formula, terms_sum(terms[operator]), value, _SOURCE
 
 
-def _block_terms(block: Block, num_rows: int, num_keys: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _block_terms(run: BlockRun) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Operator and factors of every product that a block computes, as `flops.block_flops` adds them up."""
+    block = run.block
     for weight in block.weights:
         if weight.role in ("linear", "convolution"):
             copies = (weight.active_copies,) if weight.active_copies != 1 else ()
-            yield operator_of(block, weight), (2, num_rows, *copies, *weight.shape)
+            yield operator_of(block, weight), (2, run.num_rows, *copies, *weight.shape)
     if block.attention is not None:
         heads = block.attention.num_attention_heads
-        yield "attention_scores", (2, num_rows, num_keys, heads, block.attention.key_head_dim)
-        yield "attention_values", (2, num_rows, num_keys, heads, block.attention.value_head_dim)
-    if block.recurrence is not None:
-        yield block.part, (num_rows, block.recurrence.token_flops)
+        yield "attention_scores", (2, run.num_rows, run.num_keys, heads, block.attention.key_head_dim)
+        yield "attention_values", (2, run.num_rows, run.num_keys, heads, block.attention.value_head_dim)
+    if block.recurrence is not None and run.is_step:
+        yield block.part, (run.num_rows, block.recurrence.token_flops)
+    elif block.recurrence is not None:
+        for factors in block.recurrence.prefill_terms(run.num_rows // run.num_sequences):
+            if 0 not in factors:
+                yield block.part, (run.num_sequences, *factors)
 
 
 def _causal(result: Estimate, runs: Iterable[BlockRun]) -> Row:

@@ -118,17 +118,24 @@ class Recurrence:
 
     def prefill_flops(self, num_tokens: int) -> int:
         """FLOPs of products with the state for a prompt of one sequence."""
+        return sum(math.prod(factors) for factors in self.prefill_terms(num_tokens))
+
+    def prefill_terms(self, num_tokens: int) -> Iterator[tuple[int, ...]]:
+        """The factors of each product that `prefill_flops` adds up."""
+        yield (self.prompt_flops,)
         if self.chunks is None:
-            return self.prompt_flops + num_tokens * self.token_flops
+            yield num_tokens, self.token_flops
+            return
         size, rest = self.chunks.num_tokens, num_tokens % self.chunks.num_tokens
         whole = num_tokens // size + (1 if rest and self.chunks.rest == "padded" else 0)
-        flops = self.prompt_flops + whole * size * (self.chunks.token_flops + size * self.chunks.pair_flops)
-        flops += (whole + 1) ** 2 * self.chunks.boundary_flops
+        yield whole, size, self.chunks.token_flops
+        yield whole, size, size, self.chunks.pair_flops
+        yield whole + 1, whole + 1, self.chunks.boundary_flops
         if self.chunks.rest == "short":
-            flops += rest * (self.chunks.token_flops + rest * self.chunks.pair_flops)
+            yield rest, self.chunks.token_flops
+            yield rest, rest, self.chunks.pair_flops
         if self.chunks.rest == "steps":
-            flops += rest * self.token_flops
-        return flops
+            yield rest, self.token_flops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ def test_estimate_reads_a_config(client):
         ({"model": "/etc/passwd"}, "", "not a bundled model"),
         ({"model": "gpt2", "device": "abacus"}, "/device", "abacus"),
         ({"model": "gpt2", "batch_size": 0}, "/batch_size", "greater than or equal to 1"),
-        ({"config": {"model_type": "mamba"}}, "/config", "mamba"),
+        ({"config": {"model_type": "perceptron"}}, "/config", "perceptron"),
         ({"config": {"model_type": "archfront", "hidden_size": 10**12}}, "/config", "missing"),
         ({"config": {"model_type": "archfront", "colour": "red"}}, "/config/colour", "unknown field 'colour'"),
     ],

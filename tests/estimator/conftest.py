@@ -9,7 +9,7 @@ import pytest
 
 from estimator import blocks
 from estimator.config import TransformerConfig
-from estimator.network import Block, Layer, Network, Recurrence, Stack, Weight
+from estimator.network import Block, Chunks, Layer, Network, Recurrence, Stack, Weight
 from estimator.weights import weight_shapes
 
 
@@ -150,6 +150,12 @@ def _recurrent():
     return Block(name="mixer", part="state_space", weights=weights, recurrence=state, live_width=4 * D)
 
 
+def _chunked(rest):
+    chunks = Chunks(num_tokens=8, token_flops=31, pair_flops=7, boundary_flops=5, rest=rest)
+    state = Recurrence(state_elements=70, fp32_elements=50, token_flops=13, prompt_flops=11, chunks=chunks)
+    return Block(name="mixer", part="state_space", weights=blocks.linear("in_proj", D, D), recurrence=state)
+
+
 def _encoder_decoder(source_length=None):
     encoder = Stack(
         name="encoder",
@@ -217,6 +223,7 @@ def networks() -> dict[str, Network]:
         "latent": _decoder((_latent(), _feed_forward()), (_latent(), _experts())),
         "recurrent": _decoder((_recurrent(),), (_attention(window=5), _feed_forward()), (_recurrent(),)),
         "stateful": _decoder((_recurrent(),), (_recurrent(),)),
+        "chunked": _decoder((_chunked("padded"),), (_chunked("short"),), (_chunked("steps"),)),
         "shared_cache": _decoder((_attention(), _feed_forward()), (_attention(has_key_value=False), _feed_forward())),
         "encoder_decoder": _encoder_decoder(),
         "fixed_source": _encoder_decoder(source_length=50),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from estimator.devices import get_device
@@ -11,6 +13,8 @@ from estimator.memory import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT
 from estimator.readers.source import read_source
 from estimator.sizing import estimate
 from estimator.workload import Workload
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def _evaluate(numbers):
@@ -55,9 +59,16 @@ def test_numbers_give_the_value_for_networks(networks, weights, device):
             result = estimate(network, workload, place)
             unexplained = set(result.origins) - _assert_derivations_hold(result)
             plain = {f"params.by_layer.{stack.name}" for stack in network.stacks} | {"fits"}
-            zero = {"memory.state_bytes"} if name not in ("recurrent", "stateful") else set()
+            zero = {"memory.state_bytes"} if name not in ("recurrent", "stateful", "chunked") else set()
             zero |= {"memory.kv_cache_bytes"} if not network.is_causal else set()
             assert unexplained - plain == zero, name
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_numbers_give_the_value_for_published_models(path):
+    """Every public config of the truth table, with images where it reads them."""
+    workload = Workload(batch_size=2, prompt_length=100, generated_length=7, num_images=1, weight_dtype="int4")
+    _assert_derivations_hold(estimate(read_source(path).network, workload, get_device("raspberry-pi-5")))
 
 
 def test_equal_terms_are_grouped():
@@ -84,7 +95,11 @@ def test_formulas_name_what_the_network_has(networks):
     assert {name for name, formula in cache.items() if "c + r" in formula} == {"latent"}
     assert {name for name, formula in cache.items() if "min(C, W)" in formula} == {"recurrent"}
     assert {name for name, formula in cache.items() if "S·" in formula} == {"encoder_decoder", "fixed_source"}
-    assert {name for name, rows in formulas.items() if "memory.state_bytes" in rows} == {"recurrent", "stateful"}
+    assert {name for name, rows in formulas.items() if "memory.state_bytes" in rows} == {
+        "recurrent",
+        "stateful",
+        "chunked",
+    }
 
 
 def test_constants_of_the_runtime_are_those_of_the_model(small):

@@ -25,7 +25,7 @@ from estimator.sizing import estimate
 from estimator.workload import Workload
 
 NAMES = (
-    *("experts", "latent", "recurrent", "stateful", "shared_cache"),
+    *("experts", "latent", "recurrent", "stateful", "chunked", "shared_cache"),
     *("encoder_decoder", "fixed_source", "shared_layers", "images"),
 )
 D, V, F = 24, 100, 40
@@ -141,6 +141,34 @@ def test_recurrent_flops_are_linear_in_the_tokens(networks):
     layers = 2 * (2 * (D * 2 * D + D * D + 4 * D) + 4 * D * 5)
     assert [f.prefill_by_operator["state_space"] for f in flops] == [10 * layers, 20 * layers]
     assert flops[0].decode_flops_per_token == flops[1].decode_flops_per_token == layers + 2 * D * V
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 20])
+def test_chunked_prompts_cost_what_a_walk_over_their_chunks_adds_up(networks, num_tokens):
+    """Chunks of 8 tokens: padded, shorter at the end, or with the rest token by token."""
+    chunks = [min(8, num_tokens - start) for start in range(0, num_tokens, 8)]
+
+    def walk(sizes):
+        pairs = sum(7 for size in sizes for _ in range(size) for _ in range(size))
+        boundaries = sum(5 for _ in range(num_whole(sizes) + 1) for _ in range(num_whole(sizes) + 1))
+        return 31 * sum(sizes) + pairs + boundaries
+
+    def num_whole(sizes):
+        return sum(size == 8 for size in sizes)
+
+    whole = [size for size in chunks if size == 8]
+    rest = num_tokens - 8 * len(whole)
+    expected = walk([8] * len(chunks)) + walk(chunks) + walk(whole) + 13 * rest + 3 * 11
+    matrices = 3 * 2 * num_tokens * D * D
+    flops = count_flops(networks["chunked"], Workload(batch_size=2, prompt_length=num_tokens))
+    assert flops.prefill_by_operator["state_space"] == 2 * (expected + matrices)
+    assert flops.decode_by_operator["state_space"] == 3 * (13 + 2 * D * D)
+
+
+def test_fp32_part_of_a_state_stays_fp32(networks):
+    """50 of 70 elements in each of three layers, whatever the activations."""
+    workload = Workload(batch_size=2, activation_dtype="bf16")
+    assert count_state_bytes(networks["chunked"], workload) == 2 * 3 * (50 * 4 + 20 * 2)
 
 
 def test_layer_that_reads_anothers_cache_keeps_none(networks):
