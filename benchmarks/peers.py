@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py [--venv FOLDER] [--truth TABLE ...]
 
-Truth: `tests/golden/params_truth.tsv` (config files as published) and `tests/golden/published/params_truth.tsv`
+Truth: `estimator/reference/params_truth.tsv` (config files as published) and `estimator/reference/published/params_truth.tsv`
 (further models), whose README files say where the numbers come from.
 
 Protocol: every tool gets each config as a folder that holds one config.json and answers in a process of its own, one
@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
-GOLDEN = HERE.parent / "tests" / "golden"
+GOLDEN = HERE.parent / "estimator" / "reference"
 REQUIREMENTS = HERE / "peers" / "requirements.txt"
 ASK = HERE / "peers" / "ask.py"
 RESULTS = HERE / "results"

@@ -83,32 +83,39 @@ def summarise(name: str, comparisons: tuple[Comparison, ...]) -> ErrorClass:
 
 
 @functools.cache
-def reference_network(config: str) -> Network:
-    """The network of a config of the reference data.
+def reference_network(*names: str) -> Network:
+    """The network of a config of the reference data, by its folder (if it is in one) and name.
 
     Raises:
         InputError: the reader refuses it.
     """
-    text = _reference("configs", f"{config}.json")
-    return source_of_values(json.loads(text), config).network
+    *folder, config = names
+    return source_of_values(json.loads(_reference(*folder, "configs", f"{config}.json")), config).network
 
 
 def _parameters() -> Iterator[Comparison]:
-    for row in _rows("params.tsv"):
+    for folder, row in _models():
         if row["params"]:
-            yield _compared(row["config"], int(row["params"]), lambda net: count_params(net).total)
+            yield _compared(folder, row["config"], int(row["params"]), lambda net: count_params(net).total)
 
 
 def _kv_caches() -> Iterator[Comparison]:
-    for row in _rows("params.tsv"):
+    for folder, row in _models():
         if row["kv_cache_mib_4096_bf16_batch1"]:
             reference = float(row["kv_cache_mib_4096_bf16_batch1"]) * 2**20
-            yield _compared(row["config"], reference, lambda net: count_kv_cache_bytes(net, _BF16))
+            yield _compared(folder, row["config"], reference, lambda net: count_kv_cache_bytes(net, _BF16))
 
 
-def _compared(config: str, reference: float, count: Callable[[Network], int]) -> Comparison:
+def _models() -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
+    """Folder and row of every model with a published config, and of those with published hyperparameters."""
+    for folder in ((), ("published",)):
+        for row in _rows(*folder, "params_truth.tsv"):
+            yield folder, row
+
+
+def _compared(folder: tuple[str, ...], config: str, reference: float, count: Callable[[Network], int]) -> Comparison:
     try:
-        return Comparison(name=config, reference=reference, value=count(reference_network(config)))
+        return Comparison(name=config, reference=reference, value=count(reference_network(*folder, config)))
     except InputError as error:
         return Comparison(name=config, reference=reference, value=None, refusal=str(error))
 
@@ -188,8 +195,8 @@ def _point_name(device: Device, point: Point) -> str:
     return f"{device.name}: {point.model}, {point.batch_size} x {point.sequence_length}"
 
 
-def _rows(name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(_reference(name).splitlines(), delimiter="\t"))
+def _rows(*names: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(_reference(*names).splitlines(), delimiter="\t"))
 
 
 def _reference(*names: str) -> str:

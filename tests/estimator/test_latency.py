@@ -21,7 +21,7 @@ from estimator.roofline import count_read_bytes
 from estimator.weights import network_of
 from estimator.workload import Workload
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "estimator" / "reference"
 DEVICES = {"P100": "p100", "V100": "v100", "L4": "l4", "A100-40GB-PCIe": "a100-40gb", "MI210": "mi210"}
 OPT_1_3B = TransformerConfig(
     vocab_size=50272,

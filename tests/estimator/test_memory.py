@@ -22,7 +22,7 @@ from estimator.readers.source import read_source
 from estimator.weights import is_linear, weight_shapes
 from estimator.workload import Workload
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "estimator" / "reference"
 MIB = 2**20
 
 

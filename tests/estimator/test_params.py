@@ -15,7 +15,7 @@ from estimator.params import ALWAYS_SHOWN, count_params
 from estimator.readers.source import read_source
 from estimator.weights import weight_shapes
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "estimator" / "reference"
 TRUTH = list(csv.DictReader((GOLDEN / "params_truth.tsv").read_text("utf-8").splitlines(), delimiter="\t"))
 
 

@@ -145,7 +145,7 @@ def test_bundled_models_are_read_in_any_case(name):
 
 def test_bundled_copies_equal_the_golden_configs():
     """What is bundled is what was published."""
-    golden = Path(__file__).parents[1] / "golden" / "configs"
+    golden = Path(__file__).parents[2] / "estimator" / "reference" / "configs"
     for path in golden.glob("*.json"):
         assert read_source(path).config == read_source(path.stem.replace("qwen2-1.5b-instruct", "qwen2-1.5b")).config
 

@@ -1,6 +1,6 @@
 """Counts golden configs with transformers on the meta device, for whoever adds one. No test runs this.
 
-    python tests/golden/count_with_transformers.py CONFIG.json ...
+    python tools/count_with_transformers.py CONFIG.json ...
 
 Prints one line a config: name, parameters, class. The class is the first of `architectures`; a tied weight counts once,
 a buffer never. Needs the extras `hf` and `train`. `params_truth.tsv` keeps the counts beside the published totals.
