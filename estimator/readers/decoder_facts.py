@@ -1,7 +1,8 @@
 """The facts in which families of decoders differ, as records, and the rules by which their layers differ.
 
-A row of `Decoder` says what a family fixes (its kind of norm), and which fields of config.json decide the rest. A fact is
-a value, the name of a field, or for the odd ones a small function of the fields. The rows stand in `decoder_families.py`.
+A row of `Decoder` says what a family fixes (its kind of norm), and which fields of config.json decide the rest. A fact
+is a value, the name of a field, or for the odd ones a small function of the fields. The rows stand in
+`decoder_families.py` and `expert_families.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,19 @@ Extra = Callable[[Fields], tuple[Weight, ...]]
 _FULL, _SPARSE = "full_attention", "sparse"
 _LAYER_TYPES = (_FULL, "sliding_attention", "chunked_attention", "indexed_attention")
 # Fields that say which layers are which; where a list of layer types is given, they change nothing.
-_PATTERNS = ["layer_types", "mlp_layer_types", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern", "no_rope_layers", "no_rope_layer_interval", "global_attn_every_n_layers", "first_k_dense_replace", "decoder_sparse_step", "mlp_only_layers"]
+_PATTERNS = (
+    "layer_types",
+    "mlp_layer_types",
+    "max_window_layers",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+    "global_attn_every_n_layers",
+    "first_k_dense_replace",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +77,13 @@ class Experts:
     """Which fields describe the experts, and which layers have them.
 
     layers: the rule where config.json has no `mlp_layer_types`. num_shared: as many experts more, or
-    shared_intermediate_size: one of that width, run for every token; shared_gate: a projection [1, D] weighs it.
-    shared_bias: when it differs from `bias`. router_vector: the router has a vector [E] beside its matrix. extra: weights that no other family has.
+    shared_intermediate_size: one of that width, run for every token; shared_gate: a projection [1, D] weighs it;
+    shared_bias: when it differs from `bias`. router_vector: the router has a vector [E] beside its matrix.
+    others: weights that no other family has.
     """
 
     num_experts: str
-    num_experts_per_tok: str = "num_experts_per_tok"
+    num_experts_per_tok: Size = "num_experts_per_tok"
     intermediate_size: str = "moe_intermediate_size"
     layers: Rule
     num_shared: int | str = 0
@@ -80,7 +94,7 @@ class Experts:
     shared_bias: Flag | None = None
     router_bias: bool = False
     router_vector: bool = False
-    extra: Extra | None = None
+    others: Extra | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +110,8 @@ class Decoder:
     output_vocab_size: the field with the outputs of the head, where they may be fewer than the tokens.
     attention_extra, mlp_extra: weights that no other family has. layer_blocks: blocks that no other family has, in the
     layer of that index. attention_block: what stands for the attention, from the fields and the window.
-    ignored: fields of published configs that the classes do not read. required: fields that are not sized here, and the
-    values that ask for nothing.
+    renamed: names in old published configs -> fields that they stand for. ignored: fields of published configs that
+    the classes do not read. required: fields that are not sized here, and the values that ask for nothing.
     """
 
     norm: str = "rms_norm"
@@ -131,6 +145,7 @@ class Decoder:
     mlp_extra: Extra | None = None
     attention_block: Callable[[Fields, int | None], Block] | None = None
     layer_blocks: Callable[[Fields, int], tuple[Block, ...]] | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     required: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from estimator.readers import decoder_oddities as odd
 from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
-from estimator.readers.expert_families import EXPERT_DECODERS
+from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
 
 __all__ = ["DECODERS"]
 
@@ -21,10 +21,20 @@ _ALL_WINDOWED = Windows(layers=all_layers)
 _QWEN_WINDOWS = Windows(switch="use_sliding_window", layers=from_layer("max_window_layers"))
 _QWEN2 = Decoder(qkv_bias=True, windows=_QWEN_WINDOWS)
 _QWEN3 = replace(_BIASED_ATTENTION, has_qk_norm=True, windows=_QWEN_WINDOWS)
-_GEMMA2 = replace(_BIASED_ATTENTION, norms=4, windows=Windows(layers=all_but_every(2)))
+_GEMMA2 = replace(
+    _BIASED_ATTENTION, norms=4, ignored=("sliding_window_size",), windows=Windows(layers=all_but_every(2))
+)
 _GLM = Decoder(qkv_bias="attention_bias")
 _OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
 _COHERE = replace(_BIASED_ATTENTION, norm="layer_norm_without_bias", norms=1, qk_norm="per_head")
+
+_COHERE2_REQUIRED = {
+    "order_of_interleaved_layers": ("local_attn_first", None),
+    "position_embedding_type": ("rope_gptj", None),
+    "use_embedding_sharing": (True, None),
+    "use_gated_activation": (True, None),
+    "use_parallel_block": (True, None),
+}
 
 # GPT-2 and those after it: layer norms with bias, a plain feed-forward, heads of hidden size / heads, all with keys.
 _GPT = Decoder(
@@ -38,6 +48,14 @@ _GPT = Decoder(
     key_value_heads="num_attention_heads",
 )
 _GPT2 = replace(_GPT, positions="learned", intermediate_size="n_inner", required={"add_cross_attention": (False, None)})
+_BIGCODE_IGNORED = (
+    "num_key_value_heads",
+    "inference_runner",
+    "max_batch_size",
+    "pad_key_length",
+    "pre_allocate_kv_cache",
+    "validate_runner_input",
+)
 _GPTJ = replace(
     _GPT,
     norms=1,
@@ -49,6 +67,7 @@ _GPTJ = replace(
 )
 # Whether the halves of a layer run side by side changes no size; nor does a word that says it is a decoder.
 _NEOX_IGNORED = ("use_parallel_residual", "is_decoder")
+_BLOOM_IGNORED = ("bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "unk_token_id")
 _GPT_BLOOM = replace(_GPT, positions="none", embedding_norm=True, intermediate_size=lambda fields: None)
 
 DECODERS: Mapping[str, Decoder] = {
@@ -66,27 +85,44 @@ DECODERS: Mapping[str, Decoder] = {
     "granite": _LLAMA,
     "granite_swa": replace(_LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
     "helium": Decoder(square=True, qkv_bias="attention_bias", mlp_bias="mlp_bias"),
-    "hunyuan_v1_dense": replace(_BIASED_ATTENTION, has_qk_norm=True),
+    "hunyuan_v1_dense": replace(
+        _BIASED_ATTENTION,
+        has_qk_norm=True,
+        ignored=HUNYUAN_IGNORED,
+        required=HUNYUAN_REQUIRED | {"num_experts": (1, None)},
+    ),
     "hyperclovax": replace(_LLAMA, norms=lambda fields: 4 if fields.flag("use_post_norm") else 2),
     "internlm3": _LLAMA,
     "iquestcoder": _LLAMA,
     "ministral": Decoder(windows=_ALL_WINDOWED),
     "ministral3": Decoder(windows=_ALL_WINDOWED),
     "nanochat": replace(_BIASED_ATTENTION, norm="none", gated=False),
-    "phi3": Decoder(windows=_ALL_WINDOWED),
+    "phi3": Decoder(windows=_ALL_WINDOWED, required={"full_attn_mod": (1, None), "interpolate_factor": (1, None)}),
     "seed_oss": Decoder(qkv_bias="attention_bias", output_bias="attention_out_bias", mlp_bias="mlp_bias"),
     "smollm3": replace(_LLAMA, windows=Windows(switch="use_sliding_window", layers=odd.layers_without_rope)),
     # norms on queries and keys, more norms, windows
-    "apertus": replace(_BIASED_ATTENTION, gated=False, has_qk_norm=True, mlp_extra=odd.xielu_vectors),
+    "apertus": replace(
+        _BIASED_ATTENTION,
+        gated=False,
+        has_qk_norm=True,
+        mlp_extra=odd.xielu_vectors,
+        required={"qk_norm": (True, None)},
+    ),
     "apertus1p5_text": replace(
         _BIASED_ATTENTION,
         gated=False,
         has_qk_norm=True,
         mlp_extra=odd.xielu_vectors,
+        required={"qk_norm": (True, None)},
         output_vocab_size="output_vocab_size",
     ),
     "cohere": replace(_COHERE, has_qk_norm="use_qk_norm"),
-    "cohere2": replace(_COHERE, windows=Windows(layers=all_but_every(4, field="sliding_window_pattern"))),
+    "cohere2": replace(
+        _COHERE,
+        ignored=("layer_switch",),
+        required=_COHERE2_REQUIRED,
+        windows=Windows(layers=all_but_every(4, field="sliding_window_pattern")),
+    ),
     "doge": replace(
         _LLAMA,
         has_qk_norm=True,
@@ -112,7 +148,7 @@ DECODERS: Mapping[str, Decoder] = {
     "youtu": replace(_LLAMA, latent=True, output_bias=False),
     # GPT-2 and its renamings
     "biogpt": replace(_GPT, positions="learned", extra_positions=2),
-    "bloom": _GPT_BLOOM,
+    "bloom": replace(_GPT_BLOOM, renamed={"n_embed": "hidden_size"}, ignored=_BLOOM_IGNORED),
     "codegen": _GPTJ,
     "ctrl": replace(_GPT, positions="none", head_bias=True, intermediate_size="dff"),
     "falcon": replace(
@@ -123,11 +159,12 @@ DECODERS: Mapping[str, Decoder] = {
         mlp_bias="bias",
         key_value_heads=odd.falcon_key_value_heads,
         intermediate_size="ffn_hidden_size",
-        ignored=("alibi", "multi_query", "num_ln_in_parallel_attn"),
+        renamed={"n_embed": "hidden_size"},
+        ignored=("alibi", "ff_factor", "multi_query", "num_ln_in_parallel_attn"),
     ),
     "gpt-sw3": _GPT2,
     "gpt2": _GPT2,
-    "gpt_bigcode": replace(_GPT2, key_value_heads=odd.multi_query_heads, ignored=("num_key_value_heads",)),
+    "gpt_bigcode": replace(_GPT2, key_value_heads=odd.multi_query_heads, ignored=_BIGCODE_IGNORED),
     "gpt_neo": replace(
         _GPT,
         positions="learned",
@@ -165,7 +202,14 @@ DECODERS: Mapping[str, Decoder] = {
         },
     ),
     "nemotron": replace(_LLAMA, norm="layer_norm", gated=False),
-    "openai-gpt": replace(_GPT, positions="learned", final_norm=False, intermediate_size=lambda fields: None),
+    "openai-gpt": replace(
+        _GPT,
+        ignored=("predict_special_tokens",),
+        required={"n_special": (0, None)},
+        positions="learned",
+        final_norm=False,
+        intermediate_size=lambda fields: None,
+    ),
     "opt": replace(
         _GPT,
         norm="layer_norm",
@@ -205,6 +249,7 @@ DECODERS: Mapping[str, Decoder] = {
         qkv_bias="use_bias",
         output_bias="use_bias",
         mlp_bias="use_bias",
+        required={"mlp_type": ("default", None), "norm_type": ("layer_norm", None)},
         windows=_ALL_WINDOWED,
     ),
     "xglm": replace(_GPT, positions="none", intermediate_size="ffn_dim", required={"add_cross_attention": (False,)}),

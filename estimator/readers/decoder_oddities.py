@@ -134,7 +134,7 @@ def doge_attention(fields: Fields) -> tuple[Weight, ...]:
 
 
 def doge_blocks(fields: Fields, index: int) -> tuple[Block, ...]:
-    """Gains on both residuals; with `is_moe`, pairs of vectors as experts beside the feed-forward, found by a router."""
+    """Gains on both residuals; with `is_moe`, pairs of vectors as experts beside the feed-forward."""
     hidden = fields.size("hidden_size")
     gains = tuple(
         Weight(name=f"{name}_residual", shape=(hidden,), role="other") for name in ("input", "post_attention")
@@ -224,3 +224,13 @@ def bias_of_the_last_layer(fields: Fields, index: int) -> tuple[Block, ...]:
         return ()
     bias = Weight(name="dense_bias", shape=(fields.size("hidden_size"),), role="bias")
     return (Block(name="attention", part="attention", weights=(bias,)),)
+
+
+def hunyuan_active_experts(fields: Fields) -> int | None:
+    """`moe_topk`, which may be a list with the same number for every layer."""
+    value = fields.raw("moe_topk")
+    if not isinstance(value, list):
+        return fields.optional_size("moe_topk")
+    if len(set(fields.sizes("moe_topk", fields.layers()))) != 1 or value[0] < 1:
+        raise ConfigError("moe_topk must hold the same positive number for every layer", field="moe_topk")
+    return int(value[0])

@@ -33,6 +33,8 @@ __all__ = [
 
 def decoder_network(fields: Fields, facts: Decoder) -> Network:
     """A model that is one decoder stack, with the head that its class asks for."""
+    for name, own in facts.renamed.items():
+        fields.rename(name, own)
     stack = decoder_stack(fields, facts, after=task_head(fields, facts))
     return Network(
         architecture="decoder",
@@ -193,14 +195,14 @@ def decoder_feed_forward(fields: Fields, facts: Decoder) -> Block:
 def decoder_experts(fields: Fields, facts: Experts) -> Block:
     """The experts of one layer."""
     width, num_experts = fields.size(facts.intermediate_size), fields.size(facts.num_experts)
-    extra = facts.extra(fields) if facts.extra else ()
+    extra = facts.others(fields) if facts.others else ()
     if facts.router_vector:
         extra += (Weight(name="gate.vector", shape=(num_experts,), role="other"),)
     return experts(
         hidden_size=fields.size("hidden_size"),
         intermediate_size=width,
         num_experts=num_experts,
-        num_experts_per_tok=fields.size(facts.num_experts_per_tok),
+        num_experts_per_tok=_active_experts(fields, facts),
         gated=facts.gated,
         bias=is_true(fields, facts.bias),
         shared_bias=None if facts.shared_bias is None else is_true(fields, facts.shared_bias),
@@ -210,6 +212,15 @@ def decoder_experts(fields: Fields, facts: Experts) -> Block:
         shared_gate=facts.shared_gate,
         extra=extra,
     )
+
+
+def _active_experts(fields: Fields, facts: Experts) -> int:
+    active = size_of(fields, facts.num_experts_per_tok)
+    if active is None:
+        raise ConfigError(
+            f"{facts.num_experts_per_tok} must say how many experts each token uses, not null", field=None
+        )
+    return active
 
 
 def _shared(fields: Fields, fact: int | str) -> int:

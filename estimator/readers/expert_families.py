@@ -1,4 +1,4 @@
-"""Families of decoders with experts as rows of facts. Source: the classes of transformers 5.24, as in decoder_families."""
+"""Families of decoders with experts as rows of facts. Source: the classes of transformers 5.24, as for the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from estimator.readers import decoder_oddities as odd
 from estimator.readers.decoder_facts import Decoder, Experts, Windows, all_but_every, all_layers, from_layer
 
-__all__ = ["EXPERT_DECODERS"]
+__all__ = ["EXPERT_DECODERS", "HUNYUAN_IGNORED", "HUNYUAN_REQUIRED"]
 
 _LLAMA = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
 _BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
@@ -30,6 +30,54 @@ _ONE = {"moe_layer_freq": (1, None)}
 _DEEPSEEK_V3 = Decoder(latent=True, qkv_bias="attention_bias", ignored=_NEXT_TOKENS, required=_ONE, experts=_DEEPSEEK)
 _OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
 _GRANITE_SWA = Windows(layers=all_but_every(4, first=0))
+
+_MINIMAX_IGNORED = (
+    "attn_type_list",
+    "layernorm_full_attention_beta",
+    "layernorm_linear_attention_beta",
+    "layernorm_mlp_beta",
+    "mlp_intermediate_size",
+    "mtp_transformer_layers",
+    "num_mtp_modules",
+    "use_mtp",
+    "use_routing_bias",
+)
+# Tencent publishes one bag of fields for models of many kinds; the classes read few of them.
+HUNYUAN_REQUIRED = {"use_cla": (False, None), "use_mla": (False, None), "use_qk_norm": (True, None)}
+HUNYUAN_IGNORED = (
+    "attention_head_dim",
+    "cla_share_factor",
+    "class_num",
+    "dense_list",
+    "group_limited_greedy",
+    "im_end_id",
+    "im_newline_id",
+    "im_start_id",
+    "kv_lora_rank",
+    "mask_init_id",
+    "moe_drop_tokens",
+    "moe_intermediate_size",
+    "moe_layer_num_skipped",
+    "moe_random_routing_dropped_token",
+    "moe_topk",
+    "norm_type",
+    "num_media_embeds",
+    "num_shared_expert",
+    "org_vocab_size",
+    "pad_id",
+    "pool_type",
+    "q_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "text_end_id",
+    "text_start_id",
+    "use_mixed_mlp_moe",
+    "use_rotary_pos_emb",
+    "v_head_dim",
+    "video_end_id",
+    "video_start_id",
+    "xdrope_section",
+)
 
 EXPERT_DECODERS: Mapping[str, Decoder] = {
     "afmoe": replace(
@@ -56,7 +104,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             shared_bias="mlp_bias",
         ),
     ),
-    "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers, extra=odd.axk_norm), required={}),
+    "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers, others=odd.axk_norm), required={}),
     "dbrx": Decoder(
         norm="layer_norm_without_bias",
         head_dim=None,
@@ -94,7 +142,16 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             router_vector=True,
         ),
         head_bias="use_bias",
-        ignored=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_capacity"),
+        ignored=(
+            "moe_layer_start_index",
+            "moe_layer_end_index",
+            "moe_layer_interval",
+            "moe_capacity",
+            "moe_gate",
+            "moe_use_aux_free",
+            "moe_multimodal_dispatch_use_allgather",
+            "num_nextn_predict_layers",
+        ),
     ),
     "exaone_moe": Decoder(
         has_qk_norm=True,
@@ -120,6 +177,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         sinks=True,
         windows=Windows(layers=all_but_every(2)),
         experts=replace(_MIXTRAL, bias=True, router_bias=True),
+        ignored=("experts_per_token",),
     ),
     "granitemoe": replace(_BIASED_ATTENTION, experts=_MIXTRAL),
     "granitemoe_swa": replace(
@@ -134,7 +192,9 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "hunyuan_v1_moe": replace(
         _BIASED_ATTENTION,
         has_qk_norm=True,
-        experts=replace(_OLMOE, num_experts_per_tok="moe_topk", num_shared=1),
+        ignored=HUNYUAN_IGNORED,
+        required=HUNYUAN_REQUIRED,
+        experts=replace(_OLMOE, num_experts_per_tok=odd.hunyuan_active_experts, num_shared=1),
     ),
     "hy_v3": replace(
         _LLAMA,
@@ -146,7 +206,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "jetmoe": Decoder(
         attention_block=odd.jetmoe_attention,
         ignored=("num_attention_heads",),
-        experts=replace(_MIXTRAL, extra=odd.jetmoe_bias),
+        experts=replace(_MIXTRAL, others=odd.jetmoe_bias),
     ),
     "kolibri1": Decoder(
         norms=4,
@@ -172,7 +232,17 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         experts=Experts(num_experts="num_experts", layers=all_layers),
         ignored=(*_NEXT_TOKENS, "mtp_layer_types", "mtp_mlp_layer_types"),
     ),
-    "minimax_m2": Decoder(has_qk_norm=True, qk_norm="full", experts=_MIXTRAL),
+    "minimax_m2": Decoder(
+        has_qk_norm=True,
+        qk_norm="full",
+        experts=_MIXTRAL,
+        ignored=_MINIMAX_IGNORED,
+        required={
+            "use_qk_norm": (True, None),
+            "qk_norm_type": ("per_layer", None),
+            "shared_intermediate_size": (0, None),
+        },
+    ),
     "mistral4": replace(_DEEPSEEK_V3),
     "mixtral": Decoder(windows=Windows(layers=all_layers), experts=_MIXTRAL),
     "olmoe": replace(_OLMO2, square=True, experts=_OLMOE),

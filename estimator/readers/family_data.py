@@ -15,7 +15,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FamilyData", "data_version", "family_data", "known_model_types", "shared_defaults"]
+__all__ = ["FamilyData", "data_version", "family_data", "known_model_types", "model_types_of_class", "shared_defaults"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,12 @@ def known_model_types() -> tuple[str, ...]:
 def shared_defaults() -> Mapping[str, Any]:
     """Fields of every configuration -> their default, for all families whose record does not say another."""
     return MappingProxyType(_about()["shared_defaults"])
+
+
+def model_types_of_class(name: str) -> tuple[str, ...]:
+    """The model types that have a class of that name, sorted."""
+    rows = re.findall(rf'^"([^"]+)":.*"classes":{{[^}}]*[" ]{re.escape(name)}[" ]', _lines(), flags=re.MULTILINE)
+    return tuple(sorted(rows))
 
 
 def data_version() -> str:

@@ -39,7 +39,7 @@ class Fields:
             self._values[own] = value
 
     def raw(self, name: str) -> Any:
-        """The value of a field, or its declared default, or None; whatever its type. `a.b` is what object a has as b."""
+        """The value of a field, or its declared default, or None; whatever its type. `a.b` is b in the object a."""
         outer, _, inner = name.rpartition(".")
         if outer:
             value = self.raw(outer)
@@ -119,6 +119,11 @@ class Fields:
             if entry not in allowed:
                 raise self._wrong(name, f"must hold {', '.join(allowed)}", entry)
         return tuple(value)
+
+    def rename(self, name: str, own: str) -> None:
+        """Takes the value under another name, as the class does, for that of the field `own`."""
+        if name in self._values:
+            self._values[own] = self._values.pop(name)
 
     def ignore(self, *names: str) -> None:
         """Marks fields as seen that the family's classes do not read."""
