@@ -14,7 +14,7 @@ from estimator.readers.source import read_source
 from estimator.sizing import estimate
 from estimator.workload import Workload
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+REFERENCE = Path(__file__).parents[2] / "estimator" / "reference"
 
 
 def _evaluate(numbers):
@@ -64,7 +64,7 @@ def test_numbers_give_the_value_for_networks(networks, weights, device):
             assert unexplained - plain == zero, name
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((REFERENCE / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_numbers_give_the_value_for_published_models(path):
     """Every public config of the truth table, with images where it reads them."""
     workload = Workload(batch_size=2, prompt_length=100, generated_length=7, num_images=1, weight_dtype="int4")
