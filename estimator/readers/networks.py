@@ -16,6 +16,7 @@ from estimator.readers.encoder_families import READERS as ENCODER_READERS
 from estimator.readers.family_data import FamilyData, family_data, model_types_of_class
 from estimator.readers.fields import Fields
 from estimator.readers.hybrid_families import READERS as HYBRID_READERS
+from estimator.readers.multimodal_families import multimodal_readers
 from estimator.readers.vision_families import READERS as VISION_READERS
 
 __all__ = ["network_families", "read_network"]
@@ -30,7 +31,8 @@ Reader = Callable[[Fields], Network]
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    return {**decoders, **ENCODER_READERS, **HYBRID_READERS, **VISION_READERS, **DUAL_READERS}
+    texts = {**decoders, **ENCODER_READERS, **HYBRID_READERS}
+    return {**texts, **VISION_READERS, **DUAL_READERS, **multimodal_readers(texts)}
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:

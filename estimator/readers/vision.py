@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from estimator.blocks import attention, feed_forward, head, linear, norm, norm_weights
-from estimator.config import MAX_LAYERS, show
+from estimator.blocks import attention, feed_forward, head, linear, norm
+from estimator.config import show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Block, Layer, Network, Stack, Weight
 from estimator.readers.decoder_facts import Size, Truth, is_true, size_of
@@ -19,7 +19,7 @@ from estimator.readers.decoders import num_labels
 from estimator.readers.fields import Fields
 from estimator.vision_blocks import attention_pooling, convolution, layer_scale, patch_projection, position_table, tokens
 
-__all__ = ["Vision", "grid_of", "num_patches", "pair_of", "vision_length", "vision_network", "vision_stack"]
+__all__ = ["Vision", "grid_of", "norm_kind", "num_patches", "pair_of", "pooling_head", "vision_length", "vision_network", "vision_stack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Vision:
     it is not image_size / patch_size squared. class_tokens, registers: rows that run beside the patches; mask_token: one
     that stands by. positions: rows of the learned table, None for as many as the stack has rows, 0 for none.
     pre_norm, post_norm: before the first layer and behind the last. layer_scale: a factor per element on both parts of
-    a layer. gated, qkv_bias, key_bias (where it differs), output_bias, mlp_bias: as in blocks.attention and feed_forward.
+    a layer. has_qk_norm, qk_norm: RMS norms on queries and keys, as in blocks.attention. gated, qkv_bias, key_bias (where it differs), output_bias, mlp_bias: as in blocks.attention and feed_forward.
     extra: further weights of each attention. norms: number of norms per layer. before, after: blocks that no other
     family has. heads_of: the words of `vision_network` for each task.
     """
@@ -40,7 +40,7 @@ class Vision:
     layers: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
     channels: str | int = "num_channels"
-    norm: str = "layer_norm"
+    norm: str | Callable[[Fields], str] = "layer_norm"
     norms: int = 2
     patch_bias: Truth = True
     linear_patches: bool = False
@@ -58,11 +58,10 @@ class Vision:
     key_bias: Truth | None = None
     output_bias: Truth = True
     mlp_bias: Truth = True
-    qk_norm: Truth = False
-    qk_norm_kind: str = "full"
+    has_qk_norm: Truth = False
+    qk_norm: str = "full"
     head_dim: Size | None = None
     intermediate_size: Size = "intermediate_size"
-    window: Size | None = None
     extra: Callable[[Fields], tuple[Weight, ...]] | None = None
     before: Callable[[Fields], tuple[Block, ...]] | None = None
     after: Callable[[Fields], tuple[Block, ...]] | None = None
@@ -84,6 +83,11 @@ def vision_network(fields: Fields, facts: Vision) -> Network:
     return Network(architecture="encoder", stacks=(stack,), model_type=fields.data.model_type)
 
 
+def norm_kind(fields: Fields, facts: Vision) -> str:
+    """The kind of norm in the layers."""
+    return facts.norm if isinstance(facts.norm, str) else facts.norm(fields)
+
+
 def vision_stack(
     fields: Fields,
     facts: Vision,
@@ -97,7 +101,7 @@ def vision_stack(
     fields.ignore(*facts.ignored)
     hidden, num_layers = fields.size(facts.hidden_size), fields.layers(facts.layers)
     layer = _layer(fields, facts)
-    last = (norm("post_norm", hidden, facts.norm),) if is_true(fields, facts.post_norm) else ()
+    last = (norm("post_norm", hidden, norm_kind(fields, facts)),) if is_true(fields, facts.post_norm) else ()
     own = facts.after(fields) if facts.after is not None else ()
     return Stack(
         name=name,
@@ -171,7 +175,7 @@ def _embeddings(fields: Fields, facts: Vision) -> tuple[Block, ...]:
     places = patches + facts.class_tokens if facts.positions is None else size_of(fields, facts.positions)
     blocks += [position_table(places, hidden)] if places else []
     if is_true(fields, facts.pre_norm):
-        blocks.append(norm("pre_norm", hidden, facts.norm))
+        blocks.append(norm("pre_norm", hidden, norm_kind(fields, facts)))
     return tuple(blocks) + (facts.before(fields) if facts.before is not None else ())
 
 
@@ -190,9 +194,7 @@ def _layer(fields: Fields, facts: Vision) -> Layer:
         qkv_bias=is_true(fields, facts.qkv_bias),
         key_bias=None if facts.key_bias is None else is_true(fields, facts.key_bias),
         output_bias=is_true(fields, facts.output_bias),
-        qk_norm=facts.qk_norm_kind if is_true(fields, facts.qk_norm) else "none",
-        qk_norm_kind=facts.norm,
-        window=None if facts.window is None else size_of(fields, facts.window),
+        qk_norm=facts.qk_norm if is_true(fields, facts.has_qk_norm) else "none",
         is_cached=False,
         extra=scales + (facts.extra(fields) if facts.extra is not None else ()),
     )
@@ -202,7 +204,7 @@ def _layer(fields: Fields, facts: Vision) -> Layer:
         gated=is_true(fields, facts.gated),
         bias=is_true(fields, facts.mlp_bias),
     )
-    norms = tuple(norm(f"norms.{index}", hidden, facts.norm) for index in range(facts.norms))
+    norms = tuple(norm(f"norms.{index}", hidden, norm_kind(fields, facts)) for index in range(facts.norms))
     return Layer(blocks=(*norms[:1], mixing, *norms[1:], feeding))
 
 
@@ -217,9 +219,9 @@ def _head_block(fields: Fields, facts: Vision, word: str) -> Block:
         weights = linear("dense", hidden, outputs, bias=True, quantized=False)
         return Block(name="pooler", part="head", weights=weights, positions=1, live_width=hidden + outputs)
     if word == "pooler_norm":
-        return Block(name="pooler", part="norm", weights=norm_weights("norm", hidden, facts.norm), positions=1)
+        return replace(norm("pooler.norm", hidden, "layer_norm"), positions=1)
     if word == "norm":
-        return norm("layernorm", hidden, facts.norm)
+        return norm("layernorm", hidden, "layer_norm")
     if word == "pixels":
         outputs = fields.size("encoder_stride") ** 2 * fields.size("num_channels")
         weights = convolution("decoder", hidden, outputs, (1, 1))

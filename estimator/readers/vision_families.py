@@ -15,6 +15,11 @@ from estimator.readers.vision import Vision, grid_of, pooling_head, vision_netwo
 __all__ = ["READERS", "VISION"]
 
 
+def _floored_head_dim(fields: Fields) -> int:
+    """Heads of hidden size / heads, rounded down where they do not share it evenly."""
+    return max(1, fields.size("hidden_size") // fields.size("num_attention_heads"))
+
+
 def _needs_mask_token(fields: Fields) -> bool:
     return fields.task == "masked_image_modeling"
 
@@ -59,6 +64,7 @@ _VIT = Vision(
     class_tokens=1,
     mask_token=_needs_mask_token,
     qkv_bias="qkv_bias",
+    head_dim=_floored_head_dim,
     heads_of=(("base", "pooler"), ("image_classification", "label"), ("masked_image_modeling", "pixels")),
     ignored=("encoder_stride", "pooler_output_size", "pooler_act"),
 )
@@ -77,9 +83,10 @@ _DINOV2 = Vision(
     layer_scale=True,
     gated="use_swiglu_ffn",
     qkv_bias="qkv_bias",
+    head_dim=_floored_head_dim,
     intermediate_size=_multiple_of_hidden_size,
     heads_of=(("image_classification", "double"), ("backbone", "")),
-    ignored=("out_features", "out_indices", "_out_features", "_out_indices", "stage_names"),
+    ignored=("layerscale_value", "out_features", "out_indices", "_out_features", "_out_indices", "stage_names"),
 )
 _BEIT = Vision(
     class_tokens=1,
@@ -88,6 +95,7 @@ _BEIT = Vision(
     post_norm=lambda fields: not fields.flag("use_mean_pooling"),
     layer_scale=lambda fields: fields.number("layer_scale_init_value") > 0,
     key_bias=False,
+    head_dim=_floored_head_dim,
     extra=_relative_positions,
     ignored=(
         "_out_features _out_indices out_features out_indices stage_names add_fpn auxiliary_channels "
@@ -99,7 +107,7 @@ VISION: Mapping[str, Vision] = {
     "vit": _VIT,
     "deit": replace(_VIT, class_tokens=2),
     "vit_msn": replace(_VIT, heads_of=(("base", ""), ("image_classification", "label"))),
-    "ijepa": replace(_VIT, class_tokens=0),
+    "ijepa": replace(_VIT, class_tokens=0, heads_of=(("base", ""), ("image_classification", "label"))),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(
         _DINOV2, mask_token=True, registers="num_register_tokens", positions=_patches_and_class
@@ -110,6 +118,7 @@ VISION: Mapping[str, Vision] = {
         registers="num_register_tokens",
         positions=0,
         gated="use_gated_mlp",
+        head_dim=None,
         qkv_bias=_shared_query_bias,
         key_bias="key_bias",
         output_bias="proj_bias",
@@ -120,6 +129,17 @@ VISION: Mapping[str, Vision] = {
     "clip_vision_model": _CLIP,
     "metaclip_2_vision_model": _CLIP,
     "siglip_vision_model": _SIGLIP,
+    "beit": replace(
+        _BEIT,
+        heads_of=(
+            ("base", "pooler_norm"),
+            ("image_classification", "pooler_norm label"),
+            ("masked_image_modeling", "norm visual_tokens"),
+        ),
+    ),
+    "data2vec-vision": replace(
+        _BEIT, heads_of=(("base", "pooler_norm"), ("image_classification", "pooler_norm label"))
+    ),
     "siglip2_vision_model": _SIGLIP2,
 }
 

@@ -1,0 +1,147 @@
+"""Language models that also read images: a text model, a vision tower and a projector between them.
+
+One function lays out every family: the text and the tower are read as the families of their own that they are, and a
+row of `Multimodal` says what stands between them. The rows stand in `multimodal_families.py`. The tower is optional: it
+runs for images only, and its projector says how many tokens of the text an image takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from estimator.blocks import head, linear, norm_weights
+from estimator.config import show
+from estimator.errors import ConfigError, UnsupportedModelError
+from estimator.network import Block, Network, Weight
+from estimator.readers.decoders import num_labels
+from estimator.readers.fields import Fields
+from estimator.readers.vision import Vision, num_patches, vision_stack
+from estimator.readers.vision_families import VISION as FAMILIES
+from estimator.readers.vision_towers import TOWERS
+
+__all__ = ["Multimodal", "Parts", "Reader", "merged_patches", "multimodal_network", "projection"]
+
+Reader = Callable[[Fields], Network]
+VISION = {**FAMILIES, **TOWERS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The config of a whole model, of its text and of its tower, and the facts of the tower's family."""
+
+    fields: Fields
+    text: Fields
+    vision: Fields
+    facts: Vision
+
+    @property
+    def text_size(self) -> int:
+        """Width of the text model."""
+        return self.text.size("hidden_size")
+
+    @property
+    def vision_size(self) -> int:
+        """Width of the tower's rows."""
+        return self.vision.size(self.facts.hidden_size)
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return num_patches(self.vision, self.facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Multimodal:
+    """The facts of a family.
+
+    projector: the blocks behind the tower, None where the tower holds them itself. vision: the field of the tower's
+    config. text_task: "base" where the head is the whole model's own, "causal_lm" where it is the text model's.
+    ignored: fields that the classes do not size by. warning: what a user must know about the size of an image.
+    """
+
+    projector: Callable[[Parts], tuple[Block, ...]] | None = None
+    vision: str = "vision_config"
+    text_task: str = "base"
+    ignored: tuple[str, ...] = ()
+    warning: str | None = None
+
+
+def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Reader]) -> Network:
+    """Tower, projector, text model and the head of the class.
+
+    Raises:
+        UnsupportedModelError: the text, the tower or the class's task is not known here.
+    """
+    fields.ignore(*facts.ignored)
+    text, vision = fields.sub("text_config", task=facts.text_task), fields.sub(facts.vision, task="base")
+    if text.data.model_type not in texts:
+        raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
+    if vision.data.model_type not in VISION:
+        raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
+    text.ignore("tie_word_embeddings")
+    language = texts[text.data.model_type](text)
+    parts = Parts(fields=fields, text=text, vision=vision, facts=VISION[vision.data.model_type])
+    projector = facts.projector(parts) if facts.projector is not None else ()
+    tower = vision_stack(vision, parts.facts, after=projector, optional=True, prefix="vision_tower.")
+    main = replace(language.main, after=language.main.after + _task_head(parts, facts), prefix="language_model.")
+    if facts.warning is not None:
+        fields.warnings.append(facts.warning)
+    return replace(
+        language, stacks=(tower, *language.stacks[:-1], main), model_type=fields.data.model_type
+    )
+
+
+def projection(
+    name: str,
+    sizes: tuple[int, ...],
+    *,
+    positions: int | None,
+    bias: bool = True,
+    norm: str = "none",
+    norm_size: int | None = None,
+    halved: bool = False,
+    extra: tuple[Weight, ...] = (),
+) -> Block:
+    """A norm over the first size, where there is one, and a matrix from each size to the next.
+
+    halved: the inner rows are two halves, of which one is the gate of the other.
+    """
+    weights = norm_weights(f"{name}.norm", norm_size or sizes[0], norm)
+    for index, (in_size, out_size) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        inner = in_size // 2 if halved and index else in_size
+        weights += linear(f"{name}.linear_{index + 1}", inner, out_size, bias=bias)
+    return Block(name="", part="projector", weights=weights + extra, positions=positions, live_width=sum(sizes[:2]))
+
+
+def merged_patches(patches: int, factor: int) -> int:
+    """Tokens of an image when squares of `factor` by `factor` patches become one."""
+    return max(1, patches // factor**2)
+
+
+def _task_head(parts: Parts, facts: Multimodal) -> tuple[Block, ...]:
+    fields = parts.fields
+    if fields.task == "base" or facts.text_task != "base":
+        return ()
+    if fields.task in ("image_text_to_text", "causal_lm"):
+        tied = fields.flag("tie_word_embeddings")
+        return (head("lm_head", parts.text_size, parts.text.size("vocab_size"), tied=tied),)
+    if fields.task == "sequence_classification":
+        return (head("score", parts.text_size, num_labels(fields)),)
+    if fields.task == "token_classification":
+        return (head("score", parts.text_size, num_labels(fields), bias=True),)
+    raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
+
+
+def num_feature_layers(fields: Fields) -> int:
+    """How many of the tower's layers are laid side by side: `vision_feature_layer` names one, or a list.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    value = fields.raw("vision_feature_layer")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 1
+    if isinstance(value, list) and 1 <= len(value) <= 64 and all(type(layer) is int for layer in value):
+        return len(value)
+    raise ConfigError(f"vision_feature_layer must be one or more layers, not {show(value)}", field="vision_feature_layer")

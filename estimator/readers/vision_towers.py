@@ -1,0 +1,173 @@
+"""Vision towers that stand in language models only, as rows of facts. Source: the classes of transformers 5.24."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+
+from estimator.blocks import linear, norm, norm_weights
+from estimator.network import Block, Weight
+from estimator.readers.fields import Fields
+from estimator.readers.vision import Vision, grid_of, pair_of
+from estimator.vision_blocks import convolution, layer_scale
+
+__all__ = ["NOMINAL_IMAGE", "TOWERS"]
+
+# Side of the image that is assumed where a family reads images of any size and its config names none, in pixels.
+NOMINAL_IMAGE = 448
+
+
+def _nominal_patches(fields: Fields) -> int:
+    height, width = pair_of(fields, "patch_size")
+    return max(1, NOMINAL_IMAGE // height) * max(1, NOMINAL_IMAGE // width)
+
+
+def _merged(fields: Fields, patches: int) -> int:
+    return max(1, patches // fields.size("spatial_merge_size") ** 2)
+
+
+def _qwen_merger(fields: Fields, *, norm_kind: str, size: str, out: str) -> tuple[Block, ...]:
+    """A norm of each patch, then a feed-forward over squares of them, to the width of the text."""
+    width, rows = fields.size(size), _merged(fields, _nominal_patches(fields))
+    inner = width * fields.size("spatial_merge_size") ** 2
+    weights = norm_weights("ln_q", width, norm_kind) + linear("mlp.0", inner, inner, bias=True)
+    weights += linear("mlp.2", inner, fields.size(out), bias=True)
+    return (Block(name="merger", part="projector", weights=weights, positions=rows, live_width=2 * inner),)
+
+
+def _qwen3_mergers(fields: Fields) -> tuple[Block, ...]:
+    """The merger, and one more for each layer whose rows are added to the text's first layers (deepstack)."""
+    width, out = fields.size("hidden_size"), fields.size("out_hidden_size")
+    inner, rows = width * fields.size("spatial_merge_size") ** 2, _merged(fields, _nominal_patches(fields))
+
+    def merger(name: str, norm_size: int) -> Block:
+        weights = norm_weights("norm", norm_size, "layer_norm") + linear("linear_fc1", inner, inner, bias=True)
+        weights += linear("linear_fc2", inner, out, bias=True)
+        return Block(name=name, part="projector", weights=weights, positions=rows, live_width=2 * inner)
+
+    deep = fields.sizes("deepstack_visual_indexes") if "deepstack_visual_indexes" in fields.data.defaults else ()
+    return (merger("merger", width), *(merger(f"deepstack_merger_list.{i}", inner) for i in range(len(deep))))
+
+
+def _glm_merger(fields: Fields, *, inner_size: str | None = None) -> tuple[Block, ...]:
+    """A convolution over squares of patches, and a gated feed-forward on each: GLM's way to the width of the text."""
+    width, out, side = fields.size("hidden_size"), fields.size("out_hidden_size"), fields.size("spatial_merge_size")
+    rows = _merged(fields, _glm_patches(fields))
+    inner = fields.size(inner_size) if inner_size else out * fields.size("in_channels")
+    weights = convolution("downsample", width, out, (side, side)) + linear("proj", out, out)
+    weights += norm_weights("post_projection_norm", out, "layer_norm")
+    weights += linear("gate_proj", out, inner) + linear("up_proj", out, inner) + linear("down_proj", inner, out)
+    return (Block(name="merger", part="projector", weights=weights, positions=rows, live_width=2 * out + 2 * inner),)
+
+
+def _glm_patches(fields: Fields) -> int:
+    rows, columns = grid_of(fields)
+    return rows * columns
+
+
+def _internvl_scale(fields: Fields) -> tuple[Weight, ...]:
+    return tuple(layer_scale(fields.size("hidden_size"), f"lambda_{index}") for index in (1, 2))
+
+
+def _internvl_norm(fields: Fields) -> str:
+    return str(fields.choice("norm_type", ("layer_norm", "rms_norm")))
+
+
+def _internvl_last_norm(fields: Fields) -> tuple[Block, ...]:
+    if fields.flag("use_mean_pooling"):
+        return ()
+    return (norm("layernorm", fields.size("hidden_size"), "layer_norm"),)
+
+
+def _internvl_positions(fields: Fields) -> int:
+    return _glm_patches(fields) + 1 if fields.flag("use_absolute_position_embeddings") else 0
+
+
+_IDEFICS = Vision()
+_INTERNVL = Vision(
+    class_tokens=1,
+    mask_token="use_mask_token",
+    norm=_internvl_norm,
+    positions=_internvl_positions,
+    post_norm=False,
+    qkv_bias="attention_bias",
+    has_qk_norm="use_qk_norm",
+    extra=_internvl_scale,
+    after=_internvl_last_norm,
+    ignored=("layer_scale_init_value",),
+)
+_QWEN = Vision(
+    layers="depth",
+    heads="num_heads",
+    channels="in_channels",
+    patch_bias=False,
+    temporal_patch="temporal_patch_size",
+    patches=_nominal_patches,
+    positions=0,
+    post_norm=False,
+)
+_QWEN2_5 = replace(
+    _QWEN,
+    norm="rms_norm",
+    gated=True,
+    after=functools.partial(_qwen_merger, norm_kind="rms_norm", size="hidden_size", out="out_hidden_size"),
+    ignored=("window_size", "fullatt_block_indexes", "tokens_per_second"),
+)
+_QWEN3 = replace(_QWEN, patch_bias=True, positions="num_position_embeddings", after=_qwen3_mergers)
+_GLM = Vision(
+    layers="depth",
+    heads="num_heads",
+    channels="in_channels",
+    norm="rms_norm",
+    temporal_patch="temporal_patch_size",
+    pre_norm=True,
+    gated=True,
+    qkv_bias="attention_bias",
+    output_bias=False,
+    mlp_bias=False,
+    intermediate_size="out_hidden_size",
+    after=functools.partial(_glm_merger, inner_size="intermediate_size"),
+)
+
+TOWERS: Mapping[str, Vision] = {
+    "glm4v_vision": _GLM,
+    "glm4v_moe_vision": _GLM,
+    "glm_ocr_vision": replace(
+        _GLM,
+        pre_norm=False,
+        positions=0,
+        output_bias="attention_bias",
+        mlp_bias="attention_bias",
+        has_qk_norm=True,
+        qk_norm="head",
+        intermediate_size="intermediate_size",
+        after=_glm_merger,
+    ),
+    "idefics2_vision": _IDEFICS,
+    "idefics3_vision": _IDEFICS,
+    "internvl_vision": _INTERNVL,
+    "pixtral": Vision(
+        norm="rms_norm",
+        patch_bias=False,
+        positions=0,
+        pre_norm=True,
+        post_norm=False,
+        gated=True,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        ignored=("head_dim",),
+    ),
+    "qianfan_ocr_vision": _INTERNVL,
+    "qwen2_vl_vision": replace(
+        _QWEN,
+        hidden_size="embed_dim",
+        intermediate_size=lambda fields: int(fields.size("embed_dim") * fields.number("mlp_ratio")),
+        after=functools.partial(_qwen_merger, norm_kind="layer_norm", size="embed_dim", out="hidden_size"),
+    ),
+    "qwen2_5_vl_vision": _QWEN2_5,
+    "qwen3_vl_vision": _QWEN3,
+    "qwen3_vl_moe_vision": _QWEN3,
+    "smolvlm_vision": _IDEFICS,
+}
