@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [--venv FOLDER] [--truth TABLE ...]
 
-Truth: `estimator/reference/params_truth.tsv` (config files as published) and `estimator/reference/published/params_truth.tsv`
-(further models), whose README files say where the numbers come from.
+Truth: `params_truth.tsv` in `estimator/reference` (config files as published) and in its folder `published` (further
+models); the README files there say where the numbers come from.
 
 Protocol: every tool gets each config as a folder that holds one config.json and answers in a process of its own, one
 after the other, offline, with a time limit. The others run in a virtual environment of their own, made on first use

@@ -17,6 +17,7 @@ from estimator.memory import (
     Moment,
     count_kv_cache_bytes,
     count_state_bytes,
+    count_weight_bytes,
     output_elements,
     widest_moments,
 )
@@ -56,7 +57,9 @@ def derive(result: Estimate) -> tuple[Derivation, ...]:
 
     `params.by_layer` holds many figures under one name and is left out: the parts are sums over the same layers.
     """
-    rows = [*_params(result), *_memory(result), *explain_compute(result), *_latency(result)]
+    rows = [*_params(result), _weights(result)]
+    if not result.network.has_only_weights:
+        rows = [*_params(result), *_memory(result), *explain_compute(result), *_latency(result)]
     origins = result.origins
     return tuple(
         Derivation(figure=figure, formula=formula, numbers=numbers, value=value, origin=origins[figure], source=source)
@@ -135,6 +138,14 @@ def _memory(result: Estimate) -> Iterator[Row]:
 
 def _weights(result: Estimate) -> Row:
     workload, value = result.workload, result.memory.weights_bytes
+    if result.stored_bytes is not None:
+        return (
+            "memory.weights_bytes",
+            "bytes of the tensors in the file",
+            f"{value}",
+            value,
+            "headers of the weight file",
+        )
     if workload.weight_dtype in ("int8", "int4"):
         formula, numbers = _quantized(result)
     else:
@@ -249,7 +260,8 @@ def _latency(result: Estimate) -> Iterator[Row]:
     rates = f"{sustained_rate(workload, device, achievable)!r}", sustained_bandwidth
     has_experts = any(weight.copies > weight.active_copies for _, _, weight in stored_weights(network))
     weights = "weights read (of E experts E·(1 − (1 − k/E)^rows))" if has_experts else "weights read"
-    read = count_read_bytes(prefill_runs(network, workload), workload)
+    shrunk = 1.0 if result.stored_bytes is None else result.stored_bytes / count_weight_bytes(network, workload)
+    read = round(shrunk * count_read_bytes(prefill_runs(network, workload), workload))
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
     numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
     formula = f"max(prefill FLOPs / sustained rate, ({weights} + keys and values written) / sustained bandwidth)"
@@ -258,7 +270,7 @@ def _latency(result: Estimate) -> Iterator[Row]:
     if latency.decode_s_per_token is None or latency.tokens_per_s is None:
         yield "latency.request_s", "prefill", prefill, latency.request_s, "the figures above"
         return
-    read = count_read_bytes(decode_runs(network, workload), workload)
+    read = round(shrunk * count_read_bytes(decode_runs(network, workload), workload))
     kept = f"{read} + {result.memory.kv_cache_bytes} + {count_state_bytes(network, workload)}"
     step = f"{workload.batch_size} × {result.compute.decode_flops_per_token}"
     formula = f"max(B · decode FLOPs / sustained rate, ({weights} + KV cache + state) / sustained bandwidth)"

@@ -10,7 +10,7 @@ from estimator.config import TransformerConfig
 from estimator.devices import Device
 from estimator.figures import Figure
 from estimator.flops import count_flops
-from estimator.memory import count_kv_cache_bytes, count_state_bytes
+from estimator.memory import count_kv_cache_bytes, count_state_bytes, count_weight_bytes
 from estimator.network import Network
 from estimator.phases import decode_runs, prefill_runs, stack_rows
 from estimator.roofline import count_read_bytes, peak_rate
@@ -74,13 +74,19 @@ class LatencyEstimate:
 
 
 def estimate_latency(
-    model: TransformerConfig | Network, workload: Workload, device: Device, achievable: Achievable | None = None
+    model: TransformerConfig | Network,
+    workload: Workload,
+    device: Device,
+    achievable: Achievable | None = None,
+    *,
+    stored_bytes: int | None = None,
 ) -> LatencyEstimate | None:
     """Time of both phases on a device; None when no peak rate or bandwidth of it is known.
 
     Time = max(FLOPs / (peak · fraction), bytes / (bandwidth · fraction)). Prefill reads all weights once and writes
     the prompt's keys and values. A decode step of B sequences computes B tokens, and reads all weights once and the
-    whole cache. Of experts, those are read that the rows choose.
+    whole cache. Of experts, those are read that the rows choose. `stored_bytes` are those of the weights as a file
+    holds them; the bytes read are scaled to them.
 
     Ignores: activations that spill from the caches, launch overhead (models too small to fill a device take longer),
         communication.
@@ -92,13 +98,14 @@ def estimate_latency(
         return None
     achievable = achievable or achievable_of(device)
     flops = count_flops(network, workload)
-    read = count_read_bytes(prefill_runs(network, workload), workload)
+    shrunk = 1.0 if stored_bytes is None else stored_bytes / count_weight_bytes(network, workload)
+    read = round(shrunk * count_read_bytes(prefill_runs(network, workload), workload))
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
     sustained = sustained_rate(workload, device, achievable), bandwidth * achievable.bandwidth_fraction
     prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable)
     decode = None
     if flops.decode_flops_per_token is not None:
-        read = count_read_bytes(decode_runs(network, workload), workload)
+        read = round(shrunk * count_read_bytes(decode_runs(network, workload), workload))
         cache = count_kv_cache_bytes(network, workload) + count_state_bytes(network, workload)
         step_flops = workload.batch_size * flops.decode_flops_per_token
         decode = _phase(step_flops, read + cache, (peak, bandwidth), sustained, achievable)

@@ -75,16 +75,21 @@ _NOTHING = Moment(num_rows=0, live_width=0)
 
 
 def estimate_memory(
-    model: TransformerConfig | Network, workload: Workload, device: Device | None = None
+    model: TransformerConfig | Network,
+    workload: Workload,
+    device: Device | None = None,
+    *,
+    stored_bytes: int | None = None,
 ) -> MemoryEstimate:
     """Bytes of each kind at the end of the request, when the cache is full, with the activations of prefill.
 
     Without a device the runtime is ONNX Runtime on a CPU. A GPU runs attention without storing the scores.
+    `stored_bytes` are those of the weights as a file holds them, in place of the workload's weight type.
     """
     network = network_of(model)
     on_cpu = device is None or device.kind == "cpu"
     activation_bytes = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
-    weights = count_weight_bytes(network, workload)
+    weights = count_weight_bytes(network, workload) if stored_bytes is None else stored_bytes
     kv_cache = count_kv_cache_bytes(network, workload)
     state = count_state_bytes(network, workload)
     activations = activation_bytes * _activation_elements(network, workload, on_cpu)

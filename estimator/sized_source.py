@@ -26,8 +26,9 @@ def size_source(
 ) -> Estimate:
     """What the model needs, under its own name and with the reader's warnings.
 
-    Weights are in the given type or the config's; activations follow a float type; the cache follows the activations.
-    Times are those of the device's calibration where this user has one.
+    Weights are in the given type or the config's; those that were read from a file count as it stores them, unless a
+    type is given. Activations follow a float type; the cache follows the activations. Times are those of the device's
+    calibration where this user has one.
 
     Raises:
         InputError: a length or a number type is impossible.
@@ -46,7 +47,10 @@ def size_source(
         kv_cache_dtype=kv_cache_dtype or activations,
     )
     found, achievable = (None, None) if device is None else find_device(device)
-    result = estimate(source.network, workload, found, achievable)
+    stored_bytes = None
+    if source.weight_file is not None and weight_dtype is None:
+        stored_bytes = source.weight_file.num_bytes
+    result = estimate(source.network, workload, found, achievable, stored_bytes=stored_bytes)
     return replace(result, name=source.name, config=source.buildable, warnings=(*source.warnings, *result.warnings))
 
 
@@ -54,4 +58,13 @@ def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:
     """The JSON document of `estimator size --json`."""
     document = result.to_dict()
     document["model"] |= {"class": source.hf_class, "path": None if source.path is None else str(source.path)}
+    if source.weight_file is not None:
+        file = source.weight_file
+        document["weight_file"] = {
+            "paths": [str(path) for path in file.paths],
+            "format": file.format,
+            "parameters": file.num_parameters,
+            "num_bytes": file.num_bytes,
+            "bytes_by_dtype": file.bytes_by_dtype,
+        }
     return document

@@ -26,7 +26,8 @@ class Estimate:
     """What a model needs for a workload, and on a device if one is given.
 
     `fits` is None when there is no device or its memory is not known. `name` is how the model was called, if at all.
-    `config` is None for a network that can be sized but not built here.
+    `config` is None for a network that can be sized but not built here. `stored_bytes` are those of the weights as a
+    file holds them, if they were counted from one. Of a network known by its weights only, nothing else is said.
     """
 
     network: Network
@@ -40,6 +41,7 @@ class Estimate:
     fits: bool | None = None
     warnings: tuple[str, ...] = ()
     name: str | None = None
+    stored_bytes: int | None = None
 
     @property
     def origins(self) -> dict[str, str]:
@@ -66,6 +68,10 @@ class Estimate:
         if self.fits is not None:
             modelled.append("fits")
         origins = dict.fromkeys(counted, "counted") | dict.fromkeys(modelled, "modelled")
+        if self.network.has_only_weights:
+            return {path: origin for path, origin in origins.items() if path.startswith("params.")} | {
+                "memory.weights_bytes": "counted"
+            }
         return origins | dict.fromkeys(timed, "" if self.latency is None else self.latency.achievable.origin)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +93,9 @@ class Estimate:
             "warnings": list(self.warnings),
             "origins": self.origins,
         }
+        if self.network.has_only_weights:
+            document["memory"] |= dict.fromkeys(document["memory"], None) | {"weights_bytes": self.memory.weights_bytes}
+            document["compute"] |= dict.fromkeys(document["compute"], None)
         if self.device is not None:
             document["device"] = self.device.to_dict()
             none = {"prefill_s": None, "decode_s_per_token": None}
@@ -99,6 +108,8 @@ def estimate(
     workload: Workload | None = None,
     device: Device | str | None = None,
     achievable: Achievable | None = None,
+    *,
+    stored_bytes: int | None = None,
 ) -> Estimate:
     """Counts parameters, bytes and FLOPs of a model, and models its time on a device.
 
@@ -107,6 +118,7 @@ def estimate(
         workload: batch, lengths and number types; `Workload()` when not given.
         device: one of `load_devices()` or its name; without it there is no latency and `fits` is None.
         achievable: which part of its peaks the device sustains; that of its class when not given.
+        stored_bytes: bytes of the weights as a file holds them, in place of the workload's weight type.
 
     Raises:
         UnknownDeviceError: no device of that name.
@@ -114,8 +126,10 @@ def estimate(
     workload = workload or Workload()
     network = network_of(model)
     device = get_device(device) if isinstance(device, str) else device
-    memory = estimate_memory(network, workload, device)
-    capacity = None if device is None else device.memory_bytes
+    memory = estimate_memory(network, workload, device, stored_bytes=stored_bytes)
+    latency = None
+    if device is not None and not network.has_only_weights:
+        latency = estimate_latency(network, workload, device, achievable, stored_bytes=stored_bytes)
     return Estimate(
         network=network,
         config=model if isinstance(model, TransformerConfig) else None,
@@ -124,10 +138,20 @@ def estimate(
         params=count_params(network),
         memory=memory,
         compute=count_flops(network, workload),
-        latency=None if device is None else estimate_latency(network, workload, device, achievable),
-        fits=None if capacity is None else memory.total_bytes <= capacity,
+        latency=latency,
+        fits=_fits(network, memory, device),
+        stored_bytes=stored_bytes,
         warnings=(*_workload_warnings(network, workload), *_device_warnings(workload, memory, device)),
     )
+
+
+def _fits(network: Network, memory: MemoryEstimate, device: Device | None) -> bool | None:
+    """None when the device's memory, or what the model needs beside weights that would fit, is not known."""
+    if device is None or device.memory_bytes is None:
+        return None
+    if network.has_only_weights:
+        return False if memory.weights_bytes > device.memory_bytes else None
+    return memory.total_bytes <= device.memory_bytes
 
 
 def _stack_dict(stack: Stack) -> dict[str, Any]:

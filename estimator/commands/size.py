@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -69,47 +70,79 @@ def _derivations(result: Estimate) -> dict[str, Any]:
 
 
 def _table(result: Estimate, source: ModelSource) -> str:
-    workload, memory, compute = result.workload, result.memory, result.compute
+    workload = result.workload
     named = f" ({source.hf_class})" if source.hf_class else ""
+    weights = workload.weight_dtype if result.stored_bytes is None else "as the file stores them"
+    images = f", {workload.num_images:,} images" if workload.num_images else ""
     lines = [
         f"{source.name}: {_shape(result)}{named}",
-        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,}",
-        f"weights {workload.weight_dtype}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
+        f"batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, generate {workload.generated_length:,}"
+        + images,
+        f"weights {weights}, activations {workload.activation_dtype}, KV cache {workload.kv_cache_dtype}",
         "",
-        _row("parameters", result.params.total, "", "counted"),
-        *(_row(f"  {part.replace('_', ' ')}", count, "", "counted") for part, count in result.params.by_part.items()),
-        _row("memory", memory.total_bytes, "B", "modelled"),
-        _row("  weights", memory.weights_bytes, "B", "counted"),
-        _row("  KV cache", memory.kv_cache_bytes, "B", "counted"),
-        _row("  activations", memory.activations_bytes, "B", "modelled"),
-        _row("  runtime", memory.runtime_bytes, "B", "modelled"),
-        _row("prefill", compute.prefill_flops, "FLOP", "counted"),
-        _row("decode, per token", compute.decode_flops_per_token, "FLOP", "counted"),
+        *_params_lines(result),
+        *_memory_lines(result),
+        *_compute_lines(result),
         *_latency_lines(result),
         *(f"warning: {warning}" for warning in result.warnings),
     ]
     return "\n".join(lines)
 
 
+def _params_lines(result: Estimate) -> Iterator[str]:
+    params = result.params
+    yield _row("parameters", params.total, "", "counted")
+    if params.active != params.total:
+        yield _row("  active per token", params.active, "", "counted")
+    for part, count in params.by_part.items():
+        yield _row(f"  {part.replace('_', ' ')}", count, "", "counted")
+    if len(params.by_stack) > 1:
+        for stack, count in params.by_stack.items():
+            yield _row(f"  of it {stack}", count, "", "counted")
+
+
+def _memory_lines(result: Estimate) -> Iterator[str]:
+    memory = result.memory
+    if result.network.has_only_weights:
+        yield _row("weights", memory.weights_bytes, "B", "counted")
+        return
+    yield _row("memory", memory.total_bytes, "B", "modelled")
+    yield _row("  weights", memory.weights_bytes, "B", "counted")
+    yield _row("  KV cache", memory.kv_cache_bytes, "B", "counted")
+    if memory.state_bytes:
+        yield _row("  recurrent state", memory.state_bytes, "B", "counted")
+    yield _row("  activations", memory.activations_bytes, "B", "modelled")
+    yield _row("  runtime", memory.runtime_bytes, "B", "modelled")
+
+
+def _compute_lines(result: Estimate) -> Iterator[str]:
+    compute = result.compute
+    if result.network.has_only_weights:
+        return
+    yield _row("prefill", compute.prefill_flops, "FLOP", "counted, masks not discounted")
+    if compute.prefill_causal_flops != compute.prefill_flops:
+        yield _row("  causal", compute.prefill_causal_flops, "FLOP", "counted, without what masks hide")
+    yield _row("decode, per token", compute.decode_flops_per_token, "FLOP", "counted")
+
+
 def _shape(result: Estimate) -> str:
+    if result.network.has_only_weights:
+        return "weights only"
     stacks = (f"{len(stack.layers)} {stack.name} layers of {stack.hidden_size:,}" for stack in result.network.stacks)
     return f"{result.network.architecture}, {', '.join(stacks)}"
 
 
 def _latency_lines(result: Estimate) -> list[str]:
-    if result.latency is None or result.device is None:
+    if result.device is None:
         return []
     answer = {True: "yes", False: "no", None: "not known"}[result.fits]
     capacity = result.device.memory_bytes
     of = "" if capacity is None else f", {result.memory.total_bytes / capacity:.0%} of {shorten(capacity, 'B')}"
-    return [
-        "",
-        f"on {result.device.label}",
-        f"  fits               {answer}{of}",
-        _time("  prefill", result.latency.prefill_s),
-        _time("  decode, per token", result.latency.decode_s_per_token),
-        *_throughput(result),
-    ]
+    lines = ["", f"on {result.device.label}", f"  fits               {answer}{of}"]
+    if result.latency is None:
+        return lines
+    prefill, decode = result.latency.prefill_s, result.latency.decode_s_per_token
+    return [*lines, _time("  prefill", prefill), _time("  decode, per token", decode), *_throughput(result)]
 
 
 def _time(label: str, phase: PhaseTime | None) -> str:
