@@ -16,14 +16,11 @@ from estimator.memory import (
     RUNTIME_WEIGHTS_PERCENT,
     Moment,
     count_kv_cache_bytes,
-    count_state_bytes,
-    count_weight_bytes,
     output_elements,
     widest_moments,
 )
 from estimator.network import Network, Weight, stored_weights
-from estimator.phases import cached_tokens, decode_runs, prefill_runs, running_stacks, source_tokens, stack_rows
-from estimator.roofline import count_read_bytes
+from estimator.phases import cached_tokens, running_stacks, source_tokens, stack_rows
 from estimator.sizing import Estimate
 from estimator.workload import DTYPE_BYTES
 
@@ -59,7 +56,7 @@ def derive(result: Estimate) -> tuple[Derivation, ...]:
     """
     rows = [*_params(result), _weights(result)]
     if not result.network.has_only_weights:
-        rows = [*_params(result), *_memory(result), *explain_compute(result), *_latency(result)]
+        rows += [*_memory(result), *explain_compute(result), *_latency(result)]
     origins = result.origins
     return tuple(
         Derivation(figure=figure, formula=formula, numbers=numbers, value=value, origin=origins[figure], source=source)
@@ -118,7 +115,6 @@ def _part_formula(network: Network, part: str) -> str:
 
 def _memory(result: Estimate) -> Iterator[Row]:
     network, memory = result.network, result.memory
-    yield _weights(result)
     has_state = any(block.recurrence is not None for block in network.main.blocks)
     if network.is_causal:
         yield _kv_cache(result)
@@ -139,13 +135,8 @@ def _memory(result: Estimate) -> Iterator[Row]:
 def _weights(result: Estimate) -> Row:
     workload, value = result.workload, result.memory.weights_bytes
     if result.stored_bytes is not None:
-        return (
-            "memory.weights_bytes",
-            "bytes of the tensors in the file",
-            f"{value}",
-            value,
-            "headers of the weight file",
-        )
+        formula = "bytes of the tensors in the file"
+        return "memory.weights_bytes", formula, f"{value}", value, "headers of the weight file"
     if workload.weight_dtype in ("int8", "int4"):
         formula, numbers = _quantized(result)
     else:
@@ -260,9 +251,8 @@ def _latency(result: Estimate) -> Iterator[Row]:
     rates = f"{sustained_rate(workload, device, achievable)!r}", sustained_bandwidth
     has_experts = any(weight.copies > weight.active_copies for _, _, weight in stored_weights(network))
     weights = "weights read (of E experts E·(1 − (1 − k/E)^rows))" if has_experts else "weights read"
-    shrunk = 1.0 if result.stored_bytes is None else result.stored_bytes / count_weight_bytes(network, workload)
-    read = round(shrunk * count_read_bytes(prefill_runs(network, workload), workload))
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
+    read = latency.prefill_s.bytes_moved - written
     numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
     formula = f"max(prefill FLOPs / sustained rate, ({weights} + keys and values written) / sustained bandwidth)"
     yield "latency.prefill_s", formula, numbers, latency.prefill_s.time_s.value, where
@@ -270,8 +260,8 @@ def _latency(result: Estimate) -> Iterator[Row]:
     if latency.decode_s_per_token is None or latency.tokens_per_s is None:
         yield "latency.request_s", "prefill", prefill, latency.request_s, "the figures above"
         return
-    read = round(shrunk * count_read_bytes(decode_runs(network, workload), workload))
-    kept = f"{read} + {result.memory.kv_cache_bytes} + {count_state_bytes(network, workload)}"
+    cache, state = result.memory.kv_cache_bytes, result.memory.state_bytes
+    kept = f"{latency.decode_s_per_token.bytes_moved - cache - state} + {cache} + {state}"
     step = f"{workload.batch_size} × {result.compute.decode_flops_per_token}"
     formula = f"max(B · decode FLOPs / sustained rate, ({weights} + KV cache + state) / sustained bandwidth)"
     numbers = f"max({step} / {rates[0]}, ({kept}) / {rates[1]})"

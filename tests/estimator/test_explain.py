@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,22 @@ def test_formulas_name_what_the_network_has(networks):
         "stateful",
         "chunked",
     }
+
+
+def test_weights_of_a_file_are_its_bytes(networks):
+    """In place of a formula that the file does not follow; what is read is scaled to them."""
+    for network in networks.values():
+        _assert_derivations_hold(estimate(network, Workload(), get_device("t4"), stored_bytes=12_345))
+    rows = {row.figure: row for row in derive(estimate(networks["experts"], stored_bytes=12_345))}
+    assert rows["memory.weights_bytes"].numbers == "12345"
+    assert "file" in rows["memory.weights_bytes"].source
+
+
+def test_only_weights_are_explained_where_only_weights_are_known(networks):
+    """No cache, no FLOPs and no time are derived for a list of tensors."""
+    network = dataclasses.replace(networks["experts"], has_only_weights=True)
+    figures = _assert_derivations_hold(estimate(network, Workload(), get_device("t4")))
+    assert {figure for figure in figures if not figure.startswith("params.")} == {"memory.weights_bytes"}
 
 
 def test_constants_of_the_runtime_are_those_of_the_model(small):

@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[2] / "estimator" / "reference"
 TRUTH = list(csv.DictReader((GOLDEN / "params_truth.tsv").read_text("utf-8").splitlines(), delimiter="\t"))
 
 
-@pytest.mark.parametrize("row", TRUTH, ids=lambda row: row["config"])
+@pytest.mark.parametrize("row", [row for row in TRUTH if row["params"]], ids=lambda row: row["config"])
 def test_count_equals_the_truth_table(row):
     """Every public config that the readers cover has exactly its published count and class."""
     source = read_source(GOLDEN / "configs" / f"{row['config']}.json")
