@@ -29,6 +29,7 @@ __all__ = [
     "is_true",
     "layer_windows",
     "named_fields",
+    "norm_of",
     "size_of",
     "sparse_layers",
 ]
@@ -42,7 +43,9 @@ Rule = Callable[[Fields, int], Sequence[bool]]
 # Weights that no other family has.
 Extra = Callable[[Fields], tuple[Weight, ...]]
 _FULL, _SPARSE = "full_attention", "sparse"
-_LAYER_TYPES = (_FULL, "sliding_attention", "chunked_attention", "indexed_attention")
+# Attention to what an indexer picks keeps every token all the same.
+_SPARSE_ATTENTION = ("indexed_attention", "minimax_m3_sparse")
+_LAYER_TYPES = (_FULL, "sliding_attention", "chunked_attention", *_SPARSE_ATTENTION)
 # Fields that say which layers are which; where a list of layer types is given, they change nothing.
 _PATTERNS = (
     "layer_types",
@@ -67,7 +70,7 @@ class Windows:
     config.json has no `layer_types`.
     """
 
-    field: str = "sliding_window"
+    field: Size = "sliding_window"
     switch: str | None = None
     layers: Rule
 
@@ -109,12 +112,13 @@ class Decoder:
     (distances, sinusoids). embedding_size: the width of the token table where a projection leads to the hidden size.
     output_vocab_size: the field with the outputs of the head, where they may be fewer than the tokens.
     attention_extra, mlp_extra: weights that no other family has. layer_blocks: blocks that no other family has, in the
-    layer of that index. attention_block: what stands for the attention, from the fields and the window.
+    layer of that index. attention_block: what stands for the attention, from the fields, the window and
+    the index of the layer. before_head: what stands between the last norm and the heads of tasks.
     renamed: names in old published configs -> fields that they stand for. ignored: fields of published configs that
     the classes do not read. required: fields that are not sized here, and the values that ask for nothing.
     """
 
-    norm: str = "rms_norm"
+    norm: str | Callable[[Fields], str] = "rms_norm"
     norms: Size = 2
     final_norm: Truth = True
     embedding_norm: bool = False
@@ -132,6 +136,7 @@ class Decoder:
     positions: str = "rotary"
     extra_positions: int = 0
     max_position_embeddings: str = "max_position_embeddings"
+    num_hidden_layers: str = "num_hidden_layers"
     embedding_size: str | None = None
     output_vocab_size: str | None = None
     windows: Windows | None = None
@@ -143,11 +148,18 @@ class Decoder:
     experts: Experts | None = None
     attention_extra: Extra | None = None
     mlp_extra: Extra | None = None
-    attention_block: Callable[[Fields, int | None], Block] | None = None
+    attention_block: Callable[[Fields, int | None, int], Block] | None = None
     layer_blocks: Callable[[Fields, int], tuple[Block, ...]] | None = None
+    classifier_bias: Flag | None = None
+    before_head: Callable[[Fields], tuple[Block, ...]] | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     required: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+
+def norm_of(fields: Fields, facts: Decoder) -> str:
+    """The kind of the family's norms."""
+    return facts.norm if isinstance(facts.norm, str) else facts.norm(fields)
 
 
 def is_true(fields: Fields, fact: Truth) -> bool:
@@ -175,10 +187,10 @@ def layer_windows(fields: Fields, windows: Windows | None, num_layers: int) -> t
     """The window of each layer, None where it attends to everything."""
     if windows is None:
         if fields.given("layer_types"):
-            fields.words("layer_types", num_layers, (_FULL, "indexed_attention"))
+            fields.words("layer_types", num_layers, (_FULL, *_SPARSE_ATTENTION))
         return (None,) * num_layers
     is_on = windows.switch is None or fields.flag(windows.switch)
-    window = fields.optional_size(windows.field) if is_on else None
+    window = size_of(fields, windows.field) if is_on else None
     if window is None:
         return (None,) * num_layers
     kinds = fields.words("layer_types", num_layers, _LAYER_TYPES)

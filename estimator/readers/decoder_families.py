@@ -11,6 +11,7 @@ from dataclasses import replace
 from estimator.readers import decoder_oddities as odd
 from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
 from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
+from estimator.readers.odd_attention import modernbert_head, norm_behind_the_first_layer
 
 __all__ = ["DECODERS"]
 
@@ -184,6 +185,26 @@ DECODERS: Mapping[str, Decoder] = {
     ),
     "gptj": _GPTJ,
     "jais2": replace(_LLAMA, norm="layer_norm", gated=False),
+    "modernbert-decoder": Decoder(
+        norm=odd.norm_with_optional_bias,
+        norms=1,
+        embedding_norm=True,
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        head_bias="decoder_bias",
+        classifier_bias="classifier_bias",
+        before_head=modernbert_head,
+        key_value_heads="num_attention_heads",
+        head_dim=None,
+        square=True,
+        windows=Windows(
+            field=odd.half_local_attention,
+            layers=all_but_every(3, first=0, field="global_attn_every_n_layers"),
+        ),
+        layer_blocks=norm_behind_the_first_layer,
+        ignored=("sliding_window", "local_attention"),
+    ),
     "mpt": replace(
         _GPT,
         norm="layer_norm_without_bias",
@@ -212,7 +233,7 @@ DECODERS: Mapping[str, Decoder] = {
     ),
     "opt": replace(
         _GPT,
-        norm="layer_norm",
+        norm=lambda fields: "layer_norm" if fields.flag("layer_norm_elementwise_affine") else "none",
         final_norm=lambda f: f.flag("do_layer_norm_before") and not f.flag("_remove_final_layer_norm"),
         qkv_bias="enable_bias",
         output_bias="enable_bias",
@@ -221,7 +242,6 @@ DECODERS: Mapping[str, Decoder] = {
         extra_positions=2,
         embedding_size="word_embed_proj_dim",
         intermediate_size="ffn_dim",
-        required={"layer_norm_elementwise_affine": (True,)},
     ),
     "persimmon": replace(_GPT, has_qk_norm="qk_layernorm"),
     "phi": replace(

@@ -104,6 +104,30 @@ def falcon_gets_two_norms(fields: Fields) -> int:
     return 2 if not fields.flag("parallel_attn") or num_parallel == 2 else 1
 
 
+def beam_gate(fields: Fields) -> tuple[Weight, ...]:
+    """A gate as afmoe's, and a bias per head."""
+    bias = Weight(name="gate_bias", shape=(fields.size("num_attention_heads"),), role="bias")
+    return (*gate_projection(fields), bias)
+
+
+def cohere_layers(fields: Fields, num_layers: int) -> Sequence[bool]:
+    """All but every N-th, with one N for the first dense layers and another for those behind (cohere2_moe)."""
+    num_dense = min(fields.count("first_k_dense_replace"), num_layers)
+    first, rest = fields.size("prefix_dense_sliding_window_pattern"), fields.size("sliding_window_pattern")
+    head = [(index + 1) % first != 0 for index in range(num_dense)]
+    return head + [(index + 1) % rest != 0 for index in range(num_layers - num_dense)]
+
+
+def half_local_attention(fields: Fields) -> int | None:
+    """`local_attention` counts both sides (ModernBERT); a decoder looks to one."""
+    return fields.size("local_attention") // 2 or None
+
+
+def norm_with_optional_bias(fields: Fields) -> str:
+    """Layer norms, with a shift where `norm_bias` says so (ModernBERT)."""
+    return "layer_norm" if fields.flag("norm_bias") else "layer_norm_without_bias"
+
+
 def gate_projection(fields: Fields) -> tuple[Weight, ...]:
     """A gate on what attention yields, from the hidden size, without bias (afmoe)."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
@@ -150,7 +174,7 @@ def doge_blocks(fields: Fields, index: int) -> tuple[Block, ...]:
     return (*blocks, Block(name="mlp", part="experts", weights=weights, live_width=2 * hidden + active))
 
 
-def jetmoe_attention(fields: Fields, window: int | None) -> Block:
+def jetmoe_attention(fields: Fields, window: int | None, index: int) -> Block:
     """Queries and outputs are experts, each with as many heads as there are keys; keys and values are shared."""
     hidden, key_value_heads, head_dim = (
         fields.size("hidden_size"),

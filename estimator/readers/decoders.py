@@ -14,6 +14,7 @@ from estimator.readers.decoder_facts import (
     is_true,
     layer_windows,
     named_fields,
+    norm_of,
     size_of,
     sparse_layers,
 )
@@ -24,6 +25,9 @@ __all__ = [
     "Experts",
     "Flag",
     "decoder_attention",
+    "decoder_experts",
+    "decoder_feed_forward",
+    "decoder_latent_attention",
     "decoder_network",
     "decoder_stack",
     "num_labels",
@@ -51,13 +55,16 @@ def decoder_stack(fields: Fields, facts: Decoder, *, after: tuple[Block, ...] = 
     fields.ignore(*named_fields(facts))
     for name, values in facts.required.items():
         fields.choice(name, values)
-    hidden, num_layers = fields.size("hidden_size"), fields.layers()
+    hidden, num_layers = fields.size("hidden_size"), fields.layers(facts.num_hidden_layers)
     windows = layer_windows(fields, facts.windows, num_layers)
     sparse = sparse_layers(fields, facts.experts, num_layers)
-    others = [facts.layer_blocks(fields, index) if facts.layer_blocks else () for index in range(num_layers)]
-    kinds = list(zip(windows, sparse, others, strict=True))
+    differs = facts.layer_blocks or facts.attention_block
+    kinds = [
+        (window, is_sparse, index if differs else 0)
+        for index, (window, is_sparse) in enumerate(zip(windows, sparse, strict=True))
+    ]
     layers = {kind: _layer(fields, facts, *kind) for kind in set(kinds)}
-    last = (norm("norm", hidden, facts.norm),) if is_true(fields, facts.final_norm) else ()
+    last = (norm("norm", hidden, norm_of(fields, facts)),) if is_true(fields, facts.final_norm) else ()
     return Stack(
         name="decoder",
         hidden_size=hidden,
@@ -76,13 +83,15 @@ def task_head(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
         UnsupportedModelError: the class is for a task that is not known here.
     """
     width = _embedding_size(fields, facts)
+    before = facts.before_head(fields) if facts.before_head else ()
     if fields.task in ("causal_lm", "double_heads", "image_text_to_text"):
         tied, bias = fields.flag("tie_word_embeddings"), is_true(fields, facts.head_bias)
         outputs = fields.optional_size(facts.output_vocab_size) if facts.output_vocab_size else None
         language = head("lm_head", width, outputs or fields.size("vocab_size"), bias=bias, tied=tied)
-        return (language, *_summary(fields)) if fields.task == "double_heads" else (language,)
+        return (*before, language, *(_summary(fields) if fields.task == "double_heads" else ()))
     if fields.task == "sequence_classification":
-        return (head("score", width, num_labels(fields)),)
+        bias = facts.classifier_bias is not None and is_true(fields, facts.classifier_bias)
+        return (*before, head("score", width, num_labels(fields), bias=bias))
     if fields.task == "token_classification":
         return (head("score", width, num_labels(fields), bias=True),)
     if fields.task == "question_answering":
@@ -116,7 +125,7 @@ def decoder_attention(fields: Fields, facts: Decoder, window: int | None) -> Blo
         qkv_bias=is_true(fields, facts.qkv_bias),
         output_bias=is_true(fields, facts.output_bias),
         qk_norm=facts.qk_norm if is_true(fields, facts.has_qk_norm) else "none",
-        qk_norm_kind=facts.qk_norm_kind or facts.norm,
+        qk_norm_kind=facts.qk_norm_kind or norm_of(fields, facts),
         sinks=facts.sinks,
         gated=facts.gated_attention,
         window=window,
@@ -132,7 +141,7 @@ def _embeddings(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
         rows = fields.size(facts.max_position_embeddings) + facts.extra_positions
         blocks.append(embedding("embed_positions", rows, hidden))
     if facts.embedding_norm:
-        blocks.append(norm("embed_norm", hidden, facts.norm))
+        blocks.append(norm("embed_norm", hidden, norm_of(fields, facts)))
     return tuple(blocks)
 
 
@@ -149,22 +158,27 @@ def _projection(fields: Fields, facts: Decoder, name: str) -> tuple[Block, ...]:
     return (Block(name="", part="embedding", weights=linear(name, *sizes), live_width=width + hidden),)
 
 
-def _layer(fields: Fields, facts: Decoder, window: int | None, is_sparse: bool, others: tuple[Block, ...]) -> Layer:
-    hidden = fields.size("hidden_size")
-    blocks = [norm(f"norms.{index}", hidden, facts.norm) for index in range(size_of(fields, facts.norms) or 0)]
+def _layer(fields: Fields, facts: Decoder, window: int | None, is_sparse: bool, index: int) -> Layer:
+    hidden, kind = fields.size("hidden_size"), norm_of(fields, facts)
+    blocks = [norm(f"norms.{number}", hidden, kind) for number in range(size_of(fields, facts.norms) or 0)]
     if facts.attention_block:
-        blocks.append(facts.attention_block(fields, window))
+        blocks.append(facts.attention_block(fields, window, index))
+    elif facts.latent:
+        blocks.append(decoder_latent_attention(fields, facts))
     else:
-        blocks.append(_latent(fields, facts) if facts.latent else decoder_attention(fields, facts, window))
+        blocks.append(decoder_attention(fields, facts, window))
     if is_sparse and facts.experts is not None:
         blocks.append(decoder_experts(fields, facts.experts))
     else:
         blocks.append(decoder_feed_forward(fields, facts))
-    return Layer(blocks=(*blocks, *others))
+    return Layer(blocks=(*blocks, *(facts.layer_blocks(fields, index) if facts.layer_blocks else ())))
 
 
-def _latent(fields: Fields, facts: Decoder) -> Block:
-    fields.ignore("qk_head_dim", "head_dim", "num_key_value_heads")  # derived from those below, or not read
+def decoder_latent_attention(fields: Fields, facts: Decoder) -> Block:
+    """The latent attention of one layer."""
+    fields.ignore("head_dim", "num_key_value_heads")  # derived from those below, or not read
+    key_dim = fields.size("qk_nope_head_dim") + fields.size("qk_rope_head_dim")
+    fields.choice("qk_head_dim", (key_dim, None))
     return latent_attention(
         hidden_size=fields.size("hidden_size"),
         num_attention_heads=fields.size("num_attention_heads"),

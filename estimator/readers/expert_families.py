@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from estimator.readers import decoder_oddities as odd
+from estimator.readers import odd_attention as special
 from estimator.readers.decoder_facts import Decoder, Experts, Windows, all_but_every, all_layers, from_layer
+from estimator.readers.fields import Fields
 
 __all__ = ["EXPERT_DECODERS", "HUNYUAN_IGNORED", "HUNYUAN_REQUIRED"]
 
@@ -30,6 +32,12 @@ _ONE = {"moe_layer_freq": (1, None)}
 _DEEPSEEK_V3 = Decoder(latent=True, qkv_bias="attention_bias", ignored=_NEXT_TOKENS, required=_ONE, experts=_DEEPSEEK)
 _OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
 _GRANITE_SWA = Windows(layers=all_but_every(4, first=0))
+
+
+def _no_layers(fields: Fields, num_layers: int) -> Sequence[bool]:
+    """Only `layer_types` says which layers have a window."""
+    return [False] * num_layers
+
 
 _MINIMAX_IGNORED = (
     "attn_type_list",
@@ -105,6 +113,28 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         ),
     ),
     "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers, others=odd.axk_norm), required={}),
+    "beam": replace(
+        _BIASED_ATTENTION,
+        norms=4,
+        has_qk_norm=True,
+        attention_extra=odd.beam_gate,
+        windows=Windows(layers=all_but_every(6, also=(-1,))),
+        experts=Experts(num_experts="num_experts", layers=from_layer(3)),
+    ),
+    "cohere2_moe": replace(
+        _BIASED_ATTENTION,
+        norm="layer_norm_without_bias",
+        norms=1,
+        windows=Windows(layers=odd.cohere_layers),
+        intermediate_size=lambda f: f.optional_size("prefix_dense_intermediate_size") or f.size("intermediate_size"),
+        experts=replace(_OLMOE, layers=from_layer("first_k_dense_replace"), num_shared="num_shared_experts"),
+        ignored=(
+            "prefix_dense_sliding_window_pattern",
+            "prefix_dense_intermediate_size",
+            "expert_selection_fn",
+            "shared_expert_combination_strategy",
+        ),
+    ),
     "dbrx": Decoder(
         norm="layer_norm_without_bias",
         head_dim=None,
@@ -121,6 +151,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     ),
     "deepseek_v2": replace(_DEEPSEEK_V3, mlp_bias="mlp_bias", experts=replace(_DEEPSEEK, shared_bias="mlp_bias")),
     "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek_v32": replace(_DEEPSEEK_V3, layer_blocks=special.indexer, ignored=(*_NEXT_TOKENS, "mlp_bias")),
     "dots1": replace(
         _BIASED_ATTENTION,
         has_qk_norm=True,
@@ -168,6 +199,11 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         has_qk_norm=True,
         windows=Windows(layers=all_but_every(4, first=1, also=(0, -1))),
         experts=replace(_QWEN2, layers=odd.flint_layers, shared_gate=False),
+    ),
+    "glm_moe_dsa": replace(
+        _DEEPSEEK_V3,
+        layer_blocks=special.shared_indexer,
+        ignored=(*_NEXT_TOKENS, "mlp_bias", "index_topk", "index_n_heads", "index_head_dim"),
     ),
     "glm4_moe": Decoder(qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK),
     "glm4_moe_lite": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=from_layer(1))),
@@ -218,6 +254,17 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             shared_intermediate_size="shared_expert_intermediate_size",
         ),
     ),
+    "laguna": Decoder(
+        attention_block=special.laguna_attention,
+        windows=Windows(layers=_no_layers),
+        experts=Experts(
+            num_experts="num_experts",
+            layers=from_layer(1),
+            shared_intermediate_size="shared_expert_intermediate_size",
+            router_vector=True,
+        ),
+        required={"moe_apply_router_weight_on_input": (False,)},
+    ),
     "llama4_text": replace(
         _BIASED_ATTENTION,
         windows=Windows(field="attention_chunk_size", layers=odd.layers_with_rope),
@@ -225,12 +272,25 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         experts=replace(_MIXTRAL, layers=odd.interleaved_layers, num_shared=1),
         ignored=("moe_layers", "interleave_moe_layer_step", "use_qk_norm", "for_llm_compressor"),
     ),
+    "longcat_flash": Decoder(
+        num_hidden_layers="num_layers",
+        norms=4,
+        latent=True,
+        qkv_bias="attention_bias",
+        intermediate_size="ffn_hidden_size",
+        layer_blocks=special.longcat_blocks,
+    ),
     "mellum": replace(
         _BIASED_ATTENTION,
         has_qk_norm=True,
-        windows=Windows(layers=lambda fields, num_layers: [False] * num_layers),
+        windows=Windows(layers=_no_layers),
         experts=Experts(num_experts="num_experts", layers=all_layers),
         ignored=(*_NEXT_TOKENS, "mtp_layer_types", "mtp_mlp_layer_types"),
+    ),
+    "mimo_v2_flash": Decoder(
+        attention_block=special.mimo_attention,
+        windows=Windows(layers=all_but_every(6, also=(0,))),
+        experts=Experts(num_experts="n_routed_experts", layers=from_layer(1)),
     ),
     "minimax_m2": Decoder(
         has_qk_norm=True,
@@ -242,6 +302,12 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
             "qk_norm_type": ("per_layer", None),
             "shared_intermediate_size": (0, None),
         },
+    ),
+    "minimax_m3_vl_text": Decoder(
+        has_qk_norm=True,
+        layer_blocks=special.minimax_indexer,
+        intermediate_size="dense_intermediate_size",
+        experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size"),
     ),
     "mistral4": replace(_DEEPSEEK_V3),
     "mixtral": Decoder(windows=Windows(layers=all_layers), experts=_MIXTRAL),
