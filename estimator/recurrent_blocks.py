@@ -259,7 +259,8 @@ def rg_lru(
 ) -> Block:
     """Griffin's recurrent block: two branches, one through a convolution and a gated linear recurrence of I states.
 
-    The gates are block-diagonal, one [I/heads, I/heads] per head. The convolution keeps k - 1 inputs.
+    The gates are block-diagonal, one [I/heads, I/heads] per head. The convolution keeps k - 1 inputs, and counts in a
+    step too, where the reference multiplies elementwise.
     Source: Griffin, arXiv:2402.19427, section 2.4.
     """
     width = lru_width // num_heads
