@@ -149,6 +149,7 @@ def cross_attention(
     hidden_size: int,
     source_size: int,
     num_attention_heads: int,
+    num_key_value_heads: int | None = None,
     head_dim: int,
     qkv_bias: bool = False,
     key_bias: bool | None = None,
@@ -159,20 +160,20 @@ def cross_attention(
 
     Keys and values are computed once from the encoder's rows, and kept.
     """
-    width = num_attention_heads * head_dim
+    width, kept = num_attention_heads * head_dim, (num_key_value_heads or num_attention_heads) * head_dim
     scores = Attention(
         num_attention_heads=num_attention_heads,
         key_head_dim=head_dim,
         value_head_dim=head_dim,
-        cached_elements=2 * width,
+        cached_elements=2 * kept,
         is_cross=True,
     )
     own = linear("q_proj", hidden_size, width, bias=qkv_bias) + linear("o_proj", width, hidden_size, bias=output_bias)
-    weights = linear("k_proj", source_size, width, bias=qkv_bias if key_bias is None else key_bias)
-    weights += linear("v_proj", source_size, width, bias=qkv_bias)
+    weights = linear("k_proj", source_size, kept, bias=qkv_bias if key_bias is None else key_bias)
+    weights += linear("v_proj", source_size, kept, bias=qkv_bias)
     return (
         Block(name=name, part="attention", weights=own, attention=scores, live_width=hidden_size + 2 * width),
-        Block(name=name, part="attention", weights=weights, positions="source", live_width=2 * width),
+        Block(name=name, part="attention", weights=weights, positions="source", live_width=2 * kept),
     )
 
 

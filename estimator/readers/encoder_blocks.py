@@ -7,14 +7,13 @@ from dataclasses import replace
 from estimator.blocks import attention, embedding, feed_forward, head, linear, norm, norm_weights
 from estimator.network import Attention, Block, Recurrence, Weight
 from estimator.readers.decoders import num_labels
-from estimator.readers.encoders import Encoder, Extra, encoder_attention, head_dim_of, idle
+from estimator.readers.encoders import Encoder, Extra, class_of, encoder_attention, head_dim_of, idle
 from estimator.readers.fields import Fields
 
 __all__ = [
     "adapters",
     "aggregation_head",
     "biased_gated_output",
-    "class_of",
     "contact_head",
     "conv_attention",
     "conv_per_head",
@@ -42,12 +41,6 @@ __all__ = [
 ]
 
 _PLAIN = Encoder()
-
-
-def class_of(fields: Fields) -> str:
-    """The class that the config names, or means."""
-    names = fields.raw("architectures")
-    return str(names[0]) if names else str(fields.data.default_class)
 
 
 def convolution(

@@ -30,6 +30,7 @@ __all__ = [
     "ROBERTA_HEADS",
     "Encoder",
     "Extra",
+    "class_of",
     "encoder_attention",
     "encoder_layer",
     "encoder_network",
@@ -264,6 +265,12 @@ def norm_kind(fields: Fields, kind: str) -> str:
     if kind in NORMS:
         return kind
     return "layer_norm" if fields.flag(kind) else "layer_norm_without_bias"
+
+
+def class_of(fields: Fields) -> str:
+    """The class that the config names, or means."""
+    names = fields.raw("architectures")
+    return str(names[0]) if names else str(fields.data.default_class)
 
 
 def flag_of(fields: Fields, fact: Flag) -> bool:

@@ -17,6 +17,7 @@ from estimator.readers.family_data import FamilyData, family_data, model_types_o
 from estimator.readers.fields import Fields
 from estimator.readers.hybrid_families import READERS as HYBRID_READERS
 from estimator.readers.multimodal_families import multimodal_readers
+from estimator.readers.seq2seq_families import READERS as SEQ2SEQ_READERS
 from estimator.readers.vision_families import READERS as VISION_READERS
 
 __all__ = ["network_families", "read_network"]
@@ -31,7 +32,7 @@ Reader = Callable[[Fields], Network]
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    texts = {**decoders, **ENCODER_READERS, **HYBRID_READERS}
+    texts = {**decoders, **ENCODER_READERS, **SEQ2SEQ_READERS, **HYBRID_READERS}
     return {**texts, **VISION_READERS, **DUAL_READERS, **multimodal_readers(texts)}
 
 
