@@ -17,6 +17,7 @@ class Achievable:
     `fp32_fraction` holds for fp32 outside of matrix units, `matrix_fraction` for every other type, `bandwidth_fraction`
     for reading weights and caches. A real run lies between the modelled time over and times `spread`, in nine of ten
     cases as far as known. `origin` is modelled for a class, predicted when it was learnt from points of the device.
+    `operator_s` is what one operator takes beside its work, where that was measured.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Achievable:
     spread: float
     origin: str
     source: str
+    operator_s: float = 0.0
 
 
 _GPU_SOURCE = (

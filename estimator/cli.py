@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "size": ("estimator.commands.size", "parameters, memory, FLOPs, and the time on a device"),
     "devices": ("estimator.devices_command", "the table of devices, or one with its sources"),
-    "calibrate": ("estimator.commands.calibrate", "learn what a device sustains, from measured points"),
+    "calibrate": ("estimator.commands.calibrate", "learn what this machine, or a device with measured points, sustains"),
     "validate": ("estimator.commands.validate", "errors against reference data, by class"),
     "measure": ("estimator.measuring.command", "latency and memory on this machine, with ONNX Runtime"),
 }

@@ -72,6 +72,7 @@ class Device:
     price_usd: float | None
     note: str
     sources: dict[str, Source]
+    origin: str = "published"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, with title, address and date for each number."""
@@ -79,7 +80,7 @@ class Device:
             name: getattr(self, name) for name in ("name", "label", "kind", "family", "segment", *NUMBERS, "note")
         }
         sources = {name: {"title": s.title, "url": s.url, "date": s.date} for name, s in self.sources.items()}
-        return values | {"sources": sources, "origin": "published"}
+        return values | {"sources": sources, "origin": self.origin}
 
 
 @functools.cache

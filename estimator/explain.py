@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from estimator.achievable import Achievable
 from estimator.explain_flops import explain_compute
 from estimator.explain_terms import Row, plus, product, shapes_sum, terms_sum
-from estimator.latency import sustained_rate
+from estimator.latency import count_operators, sustained_rate
 from estimator.memory import (
     INT4_BLOCK,
     INT4_SCALE_BYTES,
@@ -20,7 +21,15 @@ from estimator.memory import (
     widest_moments,
 )
 from estimator.network import Network, Weight, stored_weights
-from estimator.phases import cached_tokens, running_stacks, source_tokens, stack_rows
+from estimator.phases import (
+    BlockRun,
+    cached_tokens,
+    decode_runs,
+    prefill_runs,
+    running_stacks,
+    source_tokens,
+    stack_rows,
+)
 from estimator.sizing import Estimate
 from estimator.workload import DTYPE_BYTES
 
@@ -255,7 +264,8 @@ def _latency(result: Estimate) -> Iterator[Row]:
     read = latency.prefill_s.bytes_moved - written
     numbers = f"max({result.compute.prefill_flops} / {rates[0]}, ({read} + {written}) / {rates[1]})"
     formula = f"max(prefill FLOPs / sustained rate, ({weights} + keys and values written) / sustained bandwidth)"
-    yield "latency.prefill_s", formula, numbers, latency.prefill_s.time_s.value, where
+    extra = _overhead(achievable, prefill_runs(network, workload))
+    yield "latency.prefill_s", formula + extra[0], numbers + extra[1], latency.prefill_s.time_s.value, where
     prefill = repr(latency.prefill_s.time_s.value)
     if latency.decode_s_per_token is None or latency.tokens_per_s is None:
         yield "latency.request_s", "prefill", prefill, latency.request_s, "the figures above"
@@ -265,9 +275,23 @@ def _latency(result: Estimate) -> Iterator[Row]:
     step = f"{workload.batch_size} × {result.compute.decode_flops_per_token}"
     formula = f"max(B · decode FLOPs / sustained rate, ({weights} + KV cache + state) / sustained bandwidth)"
     numbers = f"max({step} / {rates[0]}, ({kept}) / {rates[1]})"
-    yield "latency.decode_s_per_token", formula, numbers, latency.decode_s_per_token.time_s.value, where
+    extra = _overhead(achievable, decode_runs(network, workload))
+    yield (
+        "latency.decode_s_per_token",
+        formula + extra[0],
+        numbers + extra[1],
+        latency.decode_s_per_token.time_s.value,
+        where,
+    )
     token = repr(latency.decode_s_per_token.time_s.value)
     numbers = f"{prefill} + {workload.generated_length} × {token}"
     yield "latency.request_s", "prefill + generated tokens · decode", numbers, latency.request_s, "the figures above"
     numbers = f"{workload.batch_size} / {token}"
     yield "latency.tokens_per_s", "B / decode", numbers, latency.tokens_per_s, "the figures above"
+
+
+def _overhead(achievable: Achievable, runs: Iterable[BlockRun]) -> tuple[str, str]:
+    """What operators take beside their work, where that was measured."""
+    if not achievable.operator_s:
+        return "", ""
+    return " + operators · time of one", f" + {count_operators(runs)} × {achievable.operator_s!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from estimator.figures import Figure
 from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes, count_state_bytes, count_weight_bytes
 from estimator.network import Network
-from estimator.phases import decode_runs, prefill_runs, stack_rows
+from estimator.phases import BlockRun, decode_runs, prefill_runs, stack_rows
 from estimator.roofline import count_read_bytes, peak_rate
 from estimator.weights import network_of
 from estimator.workload import Workload
 
-__all__ = ["LatencyEstimate", "PhaseTime", "estimate_latency", "sustained_rate"]
+__all__ = ["LatencyEstimate", "PhaseTime", "count_operators", "estimate_latency", "sustained_rate"]
+
+
+_ATTENTION_OPERATORS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +87,10 @@ def estimate_latency(
 ) -> LatencyEstimate | None:
     """Time of both phases on a device; None when no peak rate or bandwidth of it is known.
 
-    Time = max(FLOPs / (peak · fraction), bytes / (bandwidth · fraction)). Prefill reads all weights once and writes
-    the prompt's keys and values. A decode step of B sequences computes B tokens, and reads all weights once and the
-    whole cache. Of experts, those are read that the rows choose. `stored_bytes` are those of the weights as a file
-    holds them; the bytes read are scaled to them.
+    Time = max(FLOPs / (peak · fraction), bytes / (bandwidth · fraction)) + operators · time of one. Prefill reads all
+    weights once and writes the prompt's keys and values. A decode step of B sequences computes B tokens, and reads all
+    weights once and the whole cache. Of experts, those are read that the rows choose. `stored_bytes` are those of the
+    weights as a file holds them; the bytes read are scaled to them.
 
     Ignores: activations that spill from the caches, launch overhead (models too small to fill a device take longer),
         communication.
@@ -102,13 +106,15 @@ def estimate_latency(
     read = round(shrunk * count_read_bytes(prefill_runs(network, workload), workload))
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
     sustained = sustained_rate(workload, device, achievable), bandwidth * achievable.bandwidth_fraction
-    prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable)
+    overhead_s = achievable.operator_s * count_operators(prefill_runs(network, workload))
+    prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable, overhead_s)
     decode = None
     if flops.decode_flops_per_token is not None:
         read = round(shrunk * count_read_bytes(decode_runs(network, workload), workload))
         cache = count_kv_cache_bytes(network, workload) + count_state_bytes(network, workload)
         step_flops = workload.batch_size * flops.decode_flops_per_token
-        decode = _phase(step_flops, read + cache, (peak, bandwidth), sustained, achievable)
+        overhead_s = achievable.operator_s * count_operators(decode_runs(network, workload))
+        decode = _phase(step_flops, read + cache, (peak, bandwidth), sustained, achievable, overhead_s)
     step_s = 0.0 if decode is None else decode.time_s.value
     return LatencyEstimate(
         prefill_s=prefill,
@@ -132,16 +138,25 @@ def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -
     return (rates.get("fp32") or max(rates.values())) * achievable.fp32_fraction
 
 
+def count_operators(runs: Iterable[BlockRun]) -> int:
+    """Operators that a runtime calls: one for every matrix and norm, and some ten for attention (rotation, cache)."""
+    return sum(
+        sum(weight.role != "bias" for weight in run.block.weights) + _ATTENTION_OPERATORS * bool(run.block.attention)
+        for run in runs
+    )
+
+
 def _phase(
     flops: int,
     bytes_moved: int,
     peaks: tuple[float, float],
     sustained: tuple[float, float],
     achievable: Achievable,
+    overhead_s: float,
 ) -> PhaseTime:
     bound_s = max(flops / peaks[0], bytes_moved / peaks[1])
     compute_s, bandwidth_s = flops / sustained[0], bytes_moved / sustained[1]
-    value = max(compute_s, bandwidth_s)
+    value = max(compute_s, bandwidth_s) + overhead_s
     figure = Figure(
         value=value,
         low=max(min(bound_s, value), value / achievable.spread),

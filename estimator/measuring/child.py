@@ -23,7 +23,7 @@ import psutil
 
 from estimator.config import TransformerConfig
 from estimator.errors import EstimatorError, InputError
-from estimator.measuring.cores import choose_cores
+from estimator.measuring.cores import choose_cores, others_cpu_s
 from estimator.measuring.protocol import measure_paired, measure_quiet
 from estimator.measuring.records import MeasurementPlan
 from estimator.measuring.yardstick import YARDSTICKS, choose_yardstick, is_parallel, yardstick_input, yardstick_model
@@ -118,22 +118,13 @@ def _calibrate(yardsticks: dict[str, Callable[[], None]], most_attempts: int) ->
     """The yardsticks' quiet times, from the first attempt that others left alone, else the least of all attempts."""
     attempts = []
     for _ in range(most_attempts):
-        started, others_s = time.perf_counter(), _others_cpu_s()
+        started, others_s = time.perf_counter(), others_cpu_s()
         seconds = measure_quiet(yardsticks, min_seconds=_CALIBRATION_S)
         cores_s = (time.perf_counter() - started) * (psutil.cpu_count() or 1)
-        if (_others_cpu_s() - others_s) / cores_s <= _QUIET_SHARE:
+        if (others_cpu_s() - others_s) / cores_s <= _QUIET_SHARE:
             return {"seconds": seconds, "is_final": True}
         attempts.append(seconds)
     return {"seconds": {name: min(a[name] for a in attempts) for name in attempts[0]}, "is_final": False}
-
-
-def _others_cpu_s() -> float:
-    """Seconds the cores have spent so far on anything but this process, stolen time of a virtual machine included."""
-    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    # On Linux, guest time is part of user time.
-    busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return float(busy - own.user - own.system)
 
 
 def _phase_inputs(config: TransformerConfig, workload: Workload, seed: int) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which cores a measurement may use, and which of them it takes."""
+"""Which cores a measurement may use, which of them it takes, and what others take of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["choose_cores", "default_num_threads"]
+__all__ = ["choose_cores", "default_num_threads", "others_cpu_s"]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -32,6 +32,15 @@ def choose_cores(num_threads: int, *, available: list[int] | None = None, cpus: 
         return available
     fastest_first = sorted(cores, key=lambda core: (_top_speed(core, cpus), core), reverse=True)
     return sorted(fastest_first[:num_threads])
+
+
+def others_cpu_s() -> float:
+    """Seconds the cores have spent so far on anything but this process, stolen time of a virtual machine included."""
+    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # On Linux, guest time is part of user time.
+    busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return float(busy - own.user - own.system)
 
 
 def _available_cores() -> list[int]:
