@@ -28,6 +28,7 @@ from estimator.readers.recurrent_models import (
     zamba,
     zamba2,
 )
+from estimator.readers.zaya import zaya
 
 __all__ = ["READERS"]
 
@@ -60,4 +61,5 @@ READERS: Mapping[str, Callable[[Fields], Network]] = {
     "xlstm": xlstm,
     "zamba": zamba,
     "zamba2": zamba2,
+    "zaya": zaya,
 }

@@ -31,13 +31,19 @@ _LEGACY = {"mamba": LINEAR, "attention": FULL}
 
 
 def hybrid_network(
-    fields: Fields, layers: Sequence[Layer], *, norm_kind: str = "rms_norm", tied: bool | None = None
+    fields: Fields,
+    layers: Sequence[Layer],
+    *,
+    norm_kind: str = "rms_norm",
+    tied: bool | None = None,
+    facts: Decoder | None = None,
 ) -> Network:
     """A model that is one decoder stack of these layers, with the head that its class asks for.
 
-    `tied` says whether a language head shares the token table where `tie_word_embeddings` does not.
+    `tied` says whether a language head shares the token table where `tie_word_embeddings` does not; `facts` what else
+    is special about the head.
     """
-    after = task_head(fields, Decoder())
+    after = task_head(fields, facts or Decoder())
     if tied is not None and fields.task == "causal_lm":
         after = (head("lm_head", fields.size("hidden_size"), fields.size("vocab_size"), tied=tied),)
     return Network(

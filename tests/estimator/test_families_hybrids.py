@@ -64,6 +64,8 @@ CASES = {
     | {"layers_block_type": [LINEAR, HYBRID, HYBRID, LINEAR, HYBRID], "num_hidden_layers": 5, "num_mem_blocks": 2}
     | {"n_mamba_heads": 8, "mamba_d_state": 16, "chunk_size": 8, "adapter_rank": 6, "num_key_value_heads": 4}
     | {"use_shared_attention_adapter": True},
+    "ZayaForCausalLM": GROUPED
+    | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 40, "router_hidden_size": 24, "cca_time0": 3},
 }
 
 
