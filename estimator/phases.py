@@ -93,9 +93,9 @@ def stack_rows(network: Network, stack: Stack, workload: Workload) -> int:
 
 
 def source_tokens(network: Network, workload: Workload) -> int:
-    """Rows of the encoder that a decoder behind it attends to; 0 without one."""
+    """Rows that cross-attention reads: the encoder's, or in a decoder those of all images of a sequence."""
     if network.architecture != "encoder-decoder":
-        return 0
+        return workload.num_images * sum(stack.length or 0 for stack in network.stacks if stack.optional)
     return stack_rows(network, network.stacks[-2], workload)
 
 

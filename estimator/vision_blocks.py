@@ -13,6 +13,7 @@ from estimator.network import Attention, Block, Weight
 __all__ = [
     "attention_pooling",
     "convolution",
+    "image_attention",
     "layer_scale",
     "patch_projection",
     "position_table",
@@ -101,6 +102,28 @@ def resampler_attention(
             positions=num_queries,
             live_width=hidden_size + 2 * width,
         ),
+    )
+
+
+def image_attention(
+    *, hidden_size: int, num_attention_heads: int, num_key_value_heads: int, head_dim: int, name: str = "cross_attn"
+) -> tuple[Block, Block]:
+    """Attention of the text to the rows of the images, with norms of queries and keys: keys and values are cached."""
+    width, kept = num_attention_heads * head_dim, num_key_value_heads * head_dim
+    scores = Attention(
+        num_attention_heads=num_attention_heads,
+        key_head_dim=head_dim,
+        value_head_dim=head_dim,
+        cached_elements=2 * kept,
+        is_cross=True,
+    )
+    own = linear("q_proj", hidden_size, width) + norm_weights("q_norm", head_dim, "rms_norm")
+    own += linear("o_proj", width, hidden_size)
+    keys = linear("k_proj", hidden_size, kept) + linear("v_proj", hidden_size, kept)
+    keys += norm_weights("k_norm", head_dim, "rms_norm")
+    return (
+        Block(name=name, part="attention", weights=own, attention=scores, live_width=hidden_size + 2 * width),
+        Block(name=name, part="attention", weights=keys, positions="source", live_width=2 * kept),
     )
 
 

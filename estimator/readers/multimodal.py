@@ -17,13 +17,11 @@ from estimator.network import Block, Network, Weight
 from estimator.readers.decoders import num_labels
 from estimator.readers.fields import Fields
 from estimator.readers.vision import Vision, num_patches, vision_stack
-from estimator.readers.vision_families import VISION as FAMILIES
-from estimator.readers.vision_towers import TOWERS
+from estimator.readers.vision_families import VISION
 
 __all__ = ["Multimodal", "Parts", "Reader", "merged_patches", "multimodal_network", "projection"]
 
 Reader = Callable[[Fields], Network]
-VISION = {**FAMILIES, **TOWERS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +55,14 @@ class Multimodal:
 
     projector: the blocks behind the tower, None where the tower holds them itself. vision: the field of the tower's
     config. text_task: "base" where the head is the whole model's own, "causal_lm" where it is the text model's.
+    text_ties: the text's own tie_word_embeddings ties the head too, as older configs have it.
     ignored: fields that the classes do not size by. warning: what a user must know about the size of an image.
     """
 
     projector: Callable[[Parts], tuple[Block, ...]] | None = None
     vision: str = "vision_config"
     text_task: str = "base"
+    text_ties: bool = False
     ignored: tuple[str, ...] = ()
     warning: str | None = None
 
@@ -79,7 +79,8 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
         raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
     if vision.data.model_type not in VISION:
         raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
-    text.ignore("tie_word_embeddings")
+    text.ignore("tie_word_embeddings", "use_bidirectional_attention", "num_image_tokens")
+    vision.ignore("vocab_size", "projection_dim", "num_image_tokens", "tie_word_embeddings")
     language = texts[text.data.model_type](text)
     parts = Parts(fields=fields, text=text, vision=vision, facts=VISION[vision.data.model_type])
     projector = facts.projector(parts) if facts.projector is not None else ()
@@ -87,9 +88,7 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
     main = replace(language.main, after=language.main.after + _task_head(parts, facts), prefix="language_model.")
     if facts.warning is not None:
         fields.warnings.append(facts.warning)
-    return replace(
-        language, stacks=(tower, *language.stacks[:-1], main), model_type=fields.data.model_type
-    )
+    return replace(language, stacks=(tower, *language.stacks[:-1], main), model_type=fields.data.model_type)
 
 
 def projection(
@@ -121,10 +120,10 @@ def merged_patches(patches: int, factor: int) -> int:
 
 def _task_head(parts: Parts, facts: Multimodal) -> tuple[Block, ...]:
     fields = parts.fields
-    if fields.task == "base" or facts.text_task != "base":
+    if fields.task == "base" or (facts.text_task != "base" and fields.task == "image_text_to_text"):
         return ()
-    if fields.task in ("image_text_to_text", "causal_lm"):
-        tied = fields.flag("tie_word_embeddings")
+    if fields.task == "image_text_to_text":
+        tied = fields.flag("tie_word_embeddings") or (facts.text_ties and parts.text.flag("tie_word_embeddings"))
         return (head("lm_head", parts.text_size, parts.text.size("vocab_size"), tied=tied),)
     if fields.task == "sequence_classification":
         return (head("score", parts.text_size, num_labels(fields)),)
@@ -144,4 +143,6 @@ def num_feature_layers(fields: Fields) -> int:
         return 1
     if isinstance(value, list) and 1 <= len(value) <= 64 and all(type(layer) is int for layer in value):
         return len(value)
-    raise ConfigError(f"vision_feature_layer must be one or more layers, not {show(value)}", field="vision_feature_layer")
+    raise ConfigError(
+        f"vision_feature_layer must be one or more layers, not {show(value)}", field="vision_feature_layer"
+    )

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from estimator.network import Block, Network, Weight
+from estimator.blocks import embedding, feed_forward, head, linear, norm
+from estimator.network import Block, Layer, Network, Weight
 from estimator.readers.decoder_families import DECODERS
-from estimator.readers.decoders import Decoder, decoder_network
+from estimator.readers.decoders import Decoder, decoder_network, decoder_stack
 from estimator.readers.fields import Fields
 from estimator.readers.multimodal import (
     Multimodal,
@@ -19,7 +20,7 @@ from estimator.readers.multimodal import (
     num_feature_layers,
     projection,
 )
-from estimator.vision_blocks import tokens
+from estimator.vision_blocks import image_attention, resampler_attention, tokens
 
 __all__ = ["MULTIMODAL", "TEXTS", "multimodal_readers"]
 
@@ -94,32 +95,160 @@ def _idefics3(parts: Parts) -> tuple[Block, ...]:
     return (projection("connector", sizes, positions=merged_patches(parts.patches, factor), bias=False),)
 
 
+def _lfm2_vl(parts: Parts) -> tuple[Block, ...]:
+    fields, factor = parts.fields, parts.fields.size("downsample_factor")
+    sizes = (parts.vision_size * factor**2, fields.size("projector_hidden_size"), parts.text_size)
+    kind = "layer_norm" if fields.flag("projector_use_layernorm") else "none"
+    rows, bias = merged_patches(parts.patches, factor), fields.flag("projector_bias")
+    return (projection(_NAME, sizes, positions=rows, bias=bias, norm=kind),)
+
+
+def _lighton_ocr(parts: Parts) -> tuple[Block, ...]:
+    width, text, factor = parts.vision_size, parts.text_size, parts.fields.size("spatial_merge_size")
+    rows = merged_patches(parts.patches, factor)
+    merger = projection(
+        f"{_NAME}.patch_merger",
+        (width * factor**2, width),
+        positions=rows,
+        bias=False,
+        norm="rms_norm",
+        norm_size=width,
+    )
+    return merger, projection(_NAME, (width, text, text), positions=rows, bias=False)
+
+
+def _video_llama_3(parts: Parts) -> tuple[Block, ...]:
+    sizes = (parts.vision_size, parts.text_size, parts.text_size)
+    return (projection("projector", sizes, positions=parts.patches),)
+
+
+def _paddleocr_vl(parts: Parts) -> tuple[Block, ...]:
+    factor, width = parts.vision.size("spatial_merge_size"), parts.vision_size
+    sizes, rows = (width * factor**2, width * factor**2, parts.text_size), merged_patches(parts.patches, factor)
+    return (projection("projector", sizes, positions=rows, norm="layer_norm", norm_size=width),)
+
+
+def _hyperclovax(parts: Parts) -> tuple[Block, ...]:
+    rows = merged_patches(parts.patches, parts.vision.size("spatial_merge_size"))
+    return (projection("projector", (parts.vision.size("out_hidden_size"), parts.text_size), positions=rows),)
+
+
+def _mllama(parts: Parts) -> tuple[Block, ...]:
+    rows = parts.patches + parts.vision.size("max_num_tiles")
+    sizes = (parts.vision.size("vision_output_dim"), parts.text_size)
+    return (projection(_NAME, sizes, positions=rows),)
+
+
+def _llama4(parts: Parts) -> tuple[Block, ...]:
+    rows = max(1, int(parts.patches * parts.vision.number("pixel_shuffle_ratio") ** 2))
+    sizes = (parts.vision.size("vision_output_dim"), parts.text_size)
+    return (projection(_NAME, sizes, positions=rows, bias=False),)
+
+
+def _idefics2(parts: Parts) -> tuple[Block, ...]:
+    """A gated feed-forward on every patch, then layers in which learned rows attend to patches and themselves."""
+    resampler, hidden = parts.fields.sub("perceiver_config"), parts.text_size
+    inner = parts.text.size("intermediate_size")
+    resampler.ignore("hidden_size")  # the class takes the text's
+    latents, rows = resampler.size("resampler_n_latents"), parts.patches + resampler.size("resampler_n_latents")
+    weights = linear("gate_proj", parts.vision_size, inner) + linear("up_proj", parts.vision_size, inner)
+    weights += linear("down_proj", inner, hidden)
+    first = Block(
+        name="connector.modality_projection", part="projector", weights=weights, live_width=2 * inner + hidden
+    )
+    queries, keys = resampler_attention(
+        hidden_size=hidden,
+        num_attention_heads=resampler.size("resampler_n_heads"),
+        num_key_value_heads=resampler.size("num_key_value_heads"),
+        head_dim=resampler.size("resampler_head_dim"),
+        num_queries=latents,
+        bias=False,
+    )[::-1]
+    mlp = feed_forward(hidden_size=hidden, intermediate_size=4 * hidden, gated=True)
+    norms = tuple(replace(norm(f"norms.{index}", hidden, "rms_norm"), positions=latents) for index in range(3))
+    layer = (*norms, replace(keys, positions=rows), queries, replace(mlp, positions=latents))
+    layer = tuple(replace(block, part="projector") for block in layer)
+    last = replace(norm("connector.norm", hidden, "rms_norm"), positions=latents)
+    return (first, tokens("latents", latents, hidden), *layer * resampler.layers("resampler_depth"), last)
+
+
+def mllama_text(fields: Fields) -> Network:
+    """A decoder of which some layers attend to the images instead of the tokens before, gated.
+
+    Ignores: that these layers do not run at all for text without images.
+    """
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    fields.ignore("tie_word_embeddings")  # table and head differ in size
+    after = (head("lm_head", hidden, fields.size("vocab_size")),) if fields.task == "causal_lm" else ()
+    stack = decoder_stack(fields, Decoder(head_dim=None), after=after)
+    cross = image_attention(
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=fields.size("num_key_value_heads"),
+        head_dim=hidden // heads,
+    )
+    gates = tuple(Weight(name=f"cross_attn_{name}_gate", shape=(1,), role="other") for name in ("attn", "mlp"))
+    plain = stack.layers[0].blocks
+    seeing = Layer(
+        blocks=tuple(
+            new
+            for block in plain
+            for new in (
+                (replace(cross[0], weights=cross[0].weights + gates), cross[1])
+                if block.part == "attention"
+                else (block,)
+            )
+        )
+    )
+    indices = fields.sizes("cross_attention_layers") if fields.given("cross_attention_layers") else _MLLAMA_LAYERS
+    layers = tuple(seeing if index in indices else layer for index, layer in enumerate(stack.layers))
+    table = embedding("embed_tokens", fields.size("vocab_size") + _MLLAMA_EXTRA_TOKENS, hidden)
+    return Network(
+        architecture="decoder",
+        stacks=(replace(stack, layers=layers, before=(table,)),),
+        model_type=fields.data.model_type,
+        vocab_size=fields.size("vocab_size"),
+        max_position_embeddings=fields.size("max_position_embeddings"),
+    )
+
+
+_MLLAMA_LAYERS = (3, 8, 13, 18, 23, 28, 33, 38)  # where the config names none
+_MLLAMA_EXTRA_TOKENS = 8  # rows of the table for tokens that are read and never written
 _SELECTING = ("vision_feature_select_strategy", "image_seq_length", "image_grid_pinpoints", "vision_aspect_ratio")
-_LLAVA = Multimodal(projector=_llava, ignored=_SELECTING)
+_LLAVA = Multimodal(projector=_llava, text_ties=True, ignored=_SELECTING)
 _GEMMA3 = Multimodal(projector=_gemma3)
 _IDEFICS3 = Multimodal(projector=_idefics3, warning=_TILES)
 _INTERNVL = Multimodal(projector=_internvl, ignored=(*_SELECTING, "vision_feature_layer"), warning=_TILES)
 _WHOLE_TOWER = Multimodal(warning=_NOMINAL)  # the tower ends in the text's width
+_GLM = Multimodal(text_ties=True)
+_QWEN = replace(_WHOLE_TOWER, text_ties=True)
 
 MULTIMODAL: Mapping[str, Multimodal] = {
     "aya_vision": Multimodal(projector=_aya_vision, ignored=(*_SELECTING, "vision_feature_layer"), warning=_TILES),
     "cohere2_vision": Multimodal(projector=_cohere2_vision, warning=_TILES),
     "gemma3": _GEMMA3,
-    "glm46v": _WHOLE_TOWER,
-    "glm4v": _WHOLE_TOWER,
-    "glm4v_moe": _WHOLE_TOWER,
-    "glm_ocr": _WHOLE_TOWER,
-    "hyperclovax_vision_v2": _WHOLE_TOWER,
+    "glm46v": Multimodal(),
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm_ocr": _GLM,
+    "hyperclovax_vision_v2": Multimodal(projector=_hyperclovax, warning=_NOMINAL),
     "idefics3": _IDEFICS3,
     "internvl": _INTERNVL,
     "llava": _LLAVA,
-    "llava_next": replace(_LLAVA, projector=_llava_with_newline, warning=_TILES),
+    "llava_next": replace(_LLAVA, projector=_llava_with_newline, text_ties=False, warning=_TILES),
+    "lfm2_vl": Multimodal(projector=_lfm2_vl, warning=_TILES),
+    "lighton_ocr": Multimodal(projector=_lighton_ocr),
+    "paddleocr_vl": Multimodal(projector=_paddleocr_vl, text_ties=True),
+    "video_llama_3": Multimodal(projector=_video_llama_3, text_ties=True, warning=_NOMINAL),
     "llava_onevision": replace(_LLAVA, projector=_llava_with_newline, warning=_TILES),
+    "idefics2": Multimodal(projector=_idefics2, ignored=("perceiver_config",), warning=_TILES),
+    "llama4": Multimodal(projector=_llama4, text_task="causal_lm", warning=_TILES),
+    "mllama": Multimodal(projector=_mllama),
     "mistral3": Multimodal(projector=_mistral3),
     "paligemma": Multimodal(projector=_paligemma, ignored=("hidden_size", "vocab_size")),
     "qianfan_ocr": _INTERNVL,
-    "qwen2_5_vl": _WHOLE_TOWER,
-    "qwen2_vl": _WHOLE_TOWER,
+    "qwen2_5_vl": _QWEN,
+    "qwen2_vl": _QWEN,
     "qwen3_vl": _WHOLE_TOWER,
     "qwen3_vl_moe": _WHOLE_TOWER,
     "smolvlm": _IDEFICS3,
@@ -134,15 +263,15 @@ TEXTS: Mapping[str, Decoder] = {
     "qwen3_vl_moe_text": replace(DECODERS["qwen3_moe"], windows=None),
     "glm4v_text": replace(DECODERS["glm4"], qkv_bias=True),
     "glm4v_moe_text": DECODERS["glm4_moe"],
+    "paddleocr_vl_text": DECODERS["ernie4_5"],
     "glm_ocr_text": DECODERS["glm4"],
 }
 
 
 def multimodal_readers(texts: Mapping[str, Reader]) -> Mapping[str, Reader]:
     """The readers of all these families, over those of the text models that they may hold."""
-    own: dict[str, Reader] = {
-        name: functools.partial(decoder_network, facts=facts) for name, facts in TEXTS.items()
-    }
+    own: dict[str, Reader] = {name: functools.partial(decoder_network, facts=facts) for name, facts in TEXTS.items()}
+    own["mllama_text_model"] = mllama_text
     known = {**texts, **own}
     return own | {
         name: functools.partial(multimodal_network, facts=facts, texts=known) for name, facts in MULTIMODAL.items()

@@ -17,9 +17,26 @@ from estimator.network import Block, Layer, Network, Stack, Weight
 from estimator.readers.decoder_facts import Size, Truth, is_true, size_of
 from estimator.readers.decoders import num_labels
 from estimator.readers.fields import Fields
-from estimator.vision_blocks import attention_pooling, convolution, layer_scale, patch_projection, position_table, tokens
+from estimator.vision_blocks import (
+    attention_pooling,
+    convolution,
+    layer_scale,
+    patch_projection,
+    position_table,
+    tokens,
+)
 
-__all__ = ["Vision", "grid_of", "norm_kind", "num_patches", "pair_of", "pooling_head", "vision_length", "vision_network", "vision_stack"]
+__all__ = [
+    "Vision",
+    "grid_of",
+    "norm_kind",
+    "num_patches",
+    "pair_of",
+    "pooling_head",
+    "vision_length",
+    "vision_network",
+    "vision_stack",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +50,7 @@ class Vision:
     pre_norm, post_norm: before the first layer and behind the last. layer_scale: a factor per element on both parts of
     a layer. has_qk_norm, qk_norm: RMS norms on queries and keys, as in blocks.attention. gated, qkv_bias, key_bias (where it differs), output_bias, mlp_bias: as in blocks.attention and feed_forward.
     extra: further weights of each attention. norms: number of norms per layer. before, after: blocks that no other
-    family has. heads_of: the words of `vision_network` for each task.
+    family has. finish: what is left to change in the stack. heads_of: the words of `vision_network` for each task, or class.
     """
 
     hidden_size: str = "hidden_size"
@@ -65,6 +82,7 @@ class Vision:
     extra: Callable[[Fields], tuple[Weight, ...]] | None = None
     before: Callable[[Fields], tuple[Block, ...]] | None = None
     after: Callable[[Fields], tuple[Block, ...]] | None = None
+    finish: Callable[[Fields, Stack], Stack] | None = None
     heads_of: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -75,10 +93,11 @@ def vision_network(fields: Fields, facts: Vision) -> Network:
     Raises:
         UnsupportedModelError: the class is for a task that is not known here.
     """
-    words = dict(facts.heads_of).get(fields.task, "" if fields.task == "base" else None)
+    heads, names = dict(facts.heads_of), fields.raw("architectures")
+    words = heads.get(str(names[0]) if names else "", heads.get(fields.task, "" if fields.task == "base" else None))
     if words is None:
         raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
-    after = tuple(_head_block(fields, facts, word) for word in words.split())
+    after = tuple(block for word in words.split() for block in _head_blocks(fields, facts, word))
     stack = vision_stack(fields, facts, after=after)
     return Network(architecture="encoder", stacks=(stack,), model_type=fields.data.model_type)
 
@@ -103,7 +122,7 @@ def vision_stack(
     layer = _layer(fields, facts)
     last = (norm("post_norm", hidden, norm_kind(fields, facts)),) if is_true(fields, facts.post_norm) else ()
     own = facts.after(fields) if facts.after is not None else ()
-    return Stack(
+    stack = Stack(
         name=name,
         hidden_size=hidden,
         before=_embeddings(fields, facts),
@@ -113,6 +132,7 @@ def vision_stack(
         optional=optional,
         prefix=prefix,
     )
+    return stack if facts.finish is None else facts.finish(fields, stack)
 
 
 def pair_of(fields: Fields, name: str) -> tuple[int, int]:
@@ -206,6 +226,14 @@ def _layer(fields: Fields, facts: Vision) -> Layer:
     )
     norms = tuple(norm(f"norms.{index}", hidden, norm_kind(fields, facts)) for index in range(facts.norms))
     return Layer(blocks=(*norms[:1], mixing, *norms[1:], feeding))
+
+
+def _head_blocks(fields: Fields, facts: Vision, word: str) -> tuple[Block, ...]:
+    if word == "pooler_norm" and not fields.flag("use_mean_pooling"):
+        return ()
+    if word == "two_labels":  # one classifier for the class token, one for the distillation token
+        return (_head_block(fields, facts, "label"), _head_block(fields, facts, "label"))
+    return (_head_block(fields, facts, word),)
 
 
 def _head_block(fields: Fields, facts: Vision, word: str) -> Block:

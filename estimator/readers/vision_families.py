@@ -11,6 +11,7 @@ from estimator.errors import ConfigError
 from estimator.network import Network, Weight
 from estimator.readers.fields import Fields
 from estimator.readers.vision import Vision, grid_of, pooling_head, vision_network
+from estimator.readers.vision_towers import TOWERS
 
 __all__ = ["READERS", "VISION"]
 
@@ -105,7 +106,9 @@ _BEIT = Vision(
 
 VISION: Mapping[str, Vision] = {
     "vit": _VIT,
-    "deit": replace(_VIT, class_tokens=2),
+    "deit": replace(
+        _VIT, class_tokens=2, heads_of=(*_VIT.heads_of, ("DeiTForImageClassificationWithTeacher", "two_labels"))
+    ),
     "vit_msn": replace(_VIT, heads_of=(("base", ""), ("image_classification", "label"))),
     "ijepa": replace(_VIT, class_tokens=0, heads_of=(("base", ""), ("image_classification", "label"))),
     "dinov2": _DINOV2,
@@ -137,10 +140,9 @@ VISION: Mapping[str, Vision] = {
             ("masked_image_modeling", "norm visual_tokens"),
         ),
     ),
-    "data2vec-vision": replace(
-        _BEIT, heads_of=(("base", "pooler_norm"), ("image_classification", "pooler_norm label"))
-    ),
+    "data2vec-vision": replace(_BEIT, heads_of=(("image_classification", "pooler_norm label"),)),
     "siglip2_vision_model": _SIGLIP2,
+    **TOWERS,
 }
 
 READERS: Mapping[str, Callable[[Fields], Network]] = {

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from estimator.blocks import linear, norm, norm_weights
-from estimator.network import Block, Weight
+from estimator.network import Block, Layer, Stack, Weight
 from estimator.readers.fields import Fields
 from estimator.readers.vision import Vision, grid_of, pair_of
-from estimator.vision_blocks import convolution, layer_scale
+from estimator.vision_blocks import convolution, layer_scale, position_table
 
 __all__ = ["NOMINAL_IMAGE", "TOWERS"]
 
 # Side of the image that is assumed where a family reads images of any size and its config names none, in pixels.
 NOMINAL_IMAGE = 448
+_NUM_ASPECT_RATIOS = 8  # of mllama, where its config names none: all with at most 4 tiles
 
 
 def _nominal_patches(fields: Fields) -> int:
@@ -53,7 +54,7 @@ def _qwen3_mergers(fields: Fields) -> tuple[Block, ...]:
 def _glm_merger(fields: Fields, *, inner_size: str | None = None) -> tuple[Block, ...]:
     """A convolution over squares of patches, and a gated feed-forward on each: GLM's way to the width of the text."""
     width, out, side = fields.size("hidden_size"), fields.size("out_hidden_size"), fields.size("spatial_merge_size")
-    rows = _merged(fields, _glm_patches(fields))
+    rows = _merged(fields, _grid_patches(fields))
     inner = fields.size(inner_size) if inner_size else out * fields.size("in_channels")
     weights = convolution("downsample", width, out, (side, side)) + linear("proj", out, out)
     weights += norm_weights("post_projection_norm", out, "layer_norm")
@@ -61,7 +62,7 @@ def _glm_merger(fields: Fields, *, inner_size: str | None = None) -> tuple[Block
     return (Block(name="merger", part="projector", weights=weights, positions=rows, live_width=2 * out + 2 * inner),)
 
 
-def _glm_patches(fields: Fields) -> int:
+def _grid_patches(fields: Fields) -> int:
     rows, columns = grid_of(fields)
     return rows * columns
 
@@ -81,7 +82,53 @@ def _internvl_last_norm(fields: Fields) -> tuple[Block, ...]:
 
 
 def _internvl_positions(fields: Fields) -> int:
-    return _glm_patches(fields) + 1 if fields.flag("use_absolute_position_embeddings") else 0
+    return _grid_patches(fields) + 1 if fields.flag("use_absolute_position_embeddings") else 0
+
+
+def _llama4_adapter(fields: Fields) -> tuple[Block, ...]:
+    """Squares of patches become one row each, through a feed-forward."""
+    ratio, out = fields.number("pixel_shuffle_ratio"), fields.size("projector_output_dim")
+    rows = max(1, int(_grid_patches(fields) * ratio**2))
+    weights = linear("mlp.fc1", fields.size("intermediate_size"), fields.size("projector_input_dim"))
+    weights += linear("mlp.fc2", out, out)
+    return (Block(name="vision_adapter", part="projector", weights=weights, positions=rows, live_width=2 * out),)
+
+
+def _mllama_patches(fields: Fields) -> int:
+    return fields.size("max_num_tiles") * _grid_patches(fields)
+
+
+def _mllama_tables(fields: Fields) -> tuple[Block, ...]:
+    """Gated positions of a patch and of a tile, by the aspect ratio of the image."""
+    hidden, tiles, places = fields.size("hidden_size"), fields.size("max_num_tiles"), _grid_patches(fields) + 1
+    ratios = fields.raw("supported_aspect_ratios")
+    num_ratios = len(ratios) if isinstance(ratios, list) else _NUM_ASPECT_RATIOS
+    gate = Weight(name="gate", shape=(1,), role="other")
+    widths = {
+        "gated_positional_embedding.tile": tiles * places * hidden,
+        "pre_tile_positional_embedding": tiles * hidden,
+        "post_tile_positional_embedding": tiles * hidden,
+    }
+    tables = [position_table(places, hidden, "gated_positional_embedding")]
+    tables += [position_table(num_ratios + 1, width, name) for name, width in widths.items()]
+    return (
+        *(replace(table, weights=(*table.weights, gate)) for table in tables if "tile" not in table.name[-5:]),
+        *(table for table in tables if table.name.endswith(".tile")),
+    )
+
+
+def _mllama_stack(fields: Fields, stack: Stack) -> Stack:
+    """Every tile has a class token; the global layers behind the others are gated. Layers kept beside the last: they
+    widen the output, not the weights.
+    """
+    gates = tuple(Weight(name=name, shape=(1,), role="other") for name in ("gate_attn", "gate_ffn"))
+    layer = stack.layers[0]
+    gated = tuple(
+        replace(block, weights=block.weights + gates) if block.part == "attention" else block for block in layer.blocks
+    )
+    layers = stack.layers + (Layer(blocks=gated),) * fields.layers("num_global_layers")
+    fields.ignore("intermediate_layers_indices", "vision_output_dim")
+    return replace(stack, layers=layers, length=fields.size("max_num_tiles") * (_grid_patches(fields) + 1))
 
 
 _IDEFICS = Vision()
@@ -159,6 +206,26 @@ TOWERS: Mapping[str, Vision] = {
         mlp_bias=False,
         ignored=("head_dim",),
     ),
+    "llama4_vision_model": Vision(
+        linear_patches=True,
+        patch_bias=False,
+        class_tokens=1,
+        pre_norm=True,
+        after=_llama4_adapter,
+        ignored=("vision_output_dim", "multi_modal_projector_bias", "vision_feature_select_strategy"),
+    ),
+    "mllama_vision_model": Vision(
+        heads="attention_heads",
+        patch_bias=False,
+        class_tokens=1,
+        patches=_mllama_patches,
+        positions=0,
+        pre_norm=True,
+        qkv_bias=False,
+        output_bias=False,
+        before=_mllama_tables,
+        finish=_mllama_stack,
+    ),
     "qianfan_ocr_vision": _INTERNVL,
     "qwen2_vl_vision": replace(
         _QWEN,
@@ -169,5 +236,7 @@ TOWERS: Mapping[str, Vision] = {
     "qwen2_5_vl_vision": _QWEN2_5,
     "qwen3_vl_vision": _QWEN3,
     "qwen3_vl_moe_vision": _QWEN3,
+    "paddleocr_vl_vision": replace(_IDEFICS, ignored=("spatial_merge_size",)),
     "smolvlm_vision": _IDEFICS,
+    "video_llama_3_vision": Vision(patches=_nominal_patches, positions=0),
 }
