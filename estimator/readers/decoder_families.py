@@ -11,7 +11,7 @@ from dataclasses import replace
 from estimator.readers import decoder_oddities as odd
 from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
 from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
-from estimator.readers.odd_attention import modernbert_head, norm_behind_the_first_layer
+from estimator.readers.odd_attention import differential_attention, modernbert_head, norm_behind_the_first_layer
 
 __all__ = ["DECODERS"]
 
@@ -78,7 +78,7 @@ DECODERS: Mapping[str, Decoder] = {
     "arcee": replace(_LLAMA, gated=False),
     "bitnet": replace(_BIASED_ATTENTION, square=True, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
     "cwm": Decoder(mlp_bias="mlp_bias", windows=Windows(layers=all_but_every(4, first=0))),
-    "diffllama": replace(_BIASED_ATTENTION, attention_extra=odd.differential_vectors),
+    "diffllama": replace(_BIASED_ATTENTION, attention_block=differential_attention),
     "ernie4_5": Decoder(qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias"),
     "exaone": _LLAMA,
     "gemma": _BIASED_ATTENTION,

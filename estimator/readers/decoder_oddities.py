@@ -11,7 +11,6 @@ from estimator.network import Attention, Block, Weight
 from estimator.readers.fields import Fields
 
 __all__ = [
-    "differential_vectors",
     "doge_attention",
     "doge_blocks",
     "ernie_layers",
@@ -68,7 +67,8 @@ def layers_without_rope(fields: Fields, num_layers: int) -> Sequence[bool]:
 def local_layers(fields: Fields, num_layers: int) -> Sequence[bool]:
     """The layers that `attention_types`, such as [[["global", "local"], 12]], calls local (gpt_neo)."""
     kinds: list[str] = []
-    for entry in fields.raw("attention_types") or [[["global", "local"], 12]]:
+    entries = fields.raw("attention_types") or [[["global", "local"], 12]]
+    for entry in entries if isinstance(entries, list) else []:
         match entry:
             case [[*words], int(times)] if times <= num_layers and all(w in ("global", "local") for w in words):
                 kinds += words * times
@@ -133,12 +133,6 @@ def gate_projection(fields: Fields) -> tuple[Weight, ...]:
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden // heads
     return linear("gate_proj", hidden, heads * head_dim)
-
-
-def differential_vectors(fields: Fields) -> tuple[Weight, ...]:
-    """Two pairs of vectors that weigh the two softmaxes (diffllama)."""
-    head_dim = fields.optional_size("head_dim") or fields.size("hidden_size") // fields.size("num_attention_heads")
-    return tuple(Weight(name=f"lambda_{name}", shape=(head_dim,), role="other") for name in ("q1", "k1", "q2", "k2"))
 
 
 def xielu_vectors(fields: Fields) -> tuple[Weight, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from estimator.blocks import attention, experts, feed_forward, linear, norm, norm_weights
 from estimator.network import Attention, Block, Weight
 from estimator.readers.decoder_facts import Decoder
 from estimator.readers.decoder_oddities import norm_with_optional_bias
-from estimator.readers.decoders import decoder_latent_attention
+from estimator.readers.decoders import decoder_attention, decoder_latent_attention
 from estimator.readers.fields import Fields
 
 __all__ = [
+    "differential_attention",
     "indexer",
     "laguna_attention",
     "longcat_blocks",
@@ -19,6 +22,21 @@ __all__ = [
     "norm_behind_the_first_layer",
     "shared_indexer",
 ]
+
+
+def differential_attention(fields: Fields, window: int | None, index: int) -> Block:
+    """Softmax over half of the values at a time, so twice, weighed by two pairs of vectors (DiffLlama).
+
+    Source: Differential Transformer, arXiv:2410.05258, section 2.1.
+    """
+    facts = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
+    block = decoder_attention(fields, facts, window)
+    assert block.attention is not None
+    heads, head_dim = block.attention.num_attention_heads, block.attention.value_head_dim
+    scores = dataclasses.replace(block.attention, num_attention_heads=2 * heads)
+    names = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+    vectors = tuple(Weight(name=name, shape=(head_dim,), role="other") for name in names)
+    return dataclasses.replace(block, attention=scores, weights=block.weights + vectors)
 
 
 def laguna_attention(fields: Fields, window: int | None, index: int) -> Block:
@@ -91,7 +109,8 @@ def minimax_indexer(fields: Fields, index: int) -> tuple[Block, ...]:
 
 
 def _indexer(weights: tuple[Weight, ...], heads: int, head_dim: int) -> Block:
-    scores = Attention(num_attention_heads=heads, key_head_dim=head_dim, value_head_dim=0, cached_elements=head_dim)
+    """What a key scores is a weighed sum over the heads: one value per head."""
+    scores = Attention(num_attention_heads=heads, key_head_dim=head_dim, value_head_dim=1, cached_elements=head_dim)
     live_width = (heads + 1) * (head_dim + 1)
     return Block(name="self_attn.indexer", part="attention", weights=weights, attention=scores, live_width=live_width)
 
