@@ -7,6 +7,7 @@ runs for images only, and its projector says how many tokens of the text an imag
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -107,7 +108,7 @@ def projection(
     halved: the inner rows are two halves, of which one is the gate of the other.
     """
     weights = norm_weights(f"{name}.norm", norm_size or sizes[0], norm)
-    for index, (in_size, out_size) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (in_size, out_size) in enumerate(itertools.pairwise(sizes)):
         inner = in_size // 2 if halved and index else in_size
         weights += linear(f"{name}.linear_{index + 1}", inner, out_size, bias=bias)
     return Block(name="", part="projector", weights=weights + extra, positions=positions, live_width=sum(sizes[:2]))

@@ -9,6 +9,7 @@ from typing import Any
 from estimator.config import show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Network
+from estimator.readers.audio import READERS as AUDIO_READERS
 from estimator.readers.decoder_families import DECODERS
 from estimator.readers.decoders import decoder_network
 from estimator.readers.dual_encoders import READERS as DUAL_READERS
@@ -33,7 +34,7 @@ def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
     texts = {**decoders, **ENCODER_READERS, **SEQ2SEQ_READERS, **HYBRID_READERS}
-    return {**texts, **VISION_READERS, **DUAL_READERS, **multimodal_readers(texts)}
+    return {**texts, **VISION_READERS, **DUAL_READERS, **AUDIO_READERS, **multimodal_readers(texts)}
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:

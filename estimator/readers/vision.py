@@ -45,12 +45,13 @@ class Vision:
 
     hidden_size, layers, heads, channels: the fields. linear_patches: a matrix instead of a convolution.
     temporal_patch: the field with the frames of a patch, where videos are read. patches: how many an image has, where
-    it is not image_size / patch_size squared. class_tokens, registers: rows that run beside the patches; mask_token: one
-    that stands by. positions: rows of the learned table, None for as many as the stack has rows, 0 for none.
+    it is not image_size / patch_size squared. class_tokens, registers: rows that run beside the patches; has_mask: one
+    more stands by, for training. positions: rows of the learned table, None for as many as patches and class tokens.
     pre_norm, post_norm: before the first layer and behind the last. layer_scale: a factor per element on both parts of
-    a layer. has_qk_norm, qk_norm: RMS norms on queries and keys, as in blocks.attention. gated, qkv_bias, key_bias (where it differs), output_bias, mlp_bias: as in blocks.attention and feed_forward.
-    extra: further weights of each attention. norms: number of norms per layer. before, after: blocks that no other
-    family has. finish: what is left to change in the stack. heads_of: the words of `vision_network` for each task, or class.
+    a layer. has_qk_norm, qk_norm, gated, qkv_bias, key_bias (where it differs), output_bias, mlp_bias, head_dim: as in
+    blocks.attention and feed_forward. attention_extra: weights that no other family has. before, after: blocks that no
+    other family has. finish: what is left to change in the stack. heads_of: the words of `_head_block` for each task or
+    class.
     """
 
     hidden_size: str = "hidden_size"
@@ -65,7 +66,7 @@ class Vision:
     patches: Callable[[Fields], int] | None = None
     class_tokens: int = 0
     registers: str | None = None
-    mask_token: Truth = False
+    has_mask: Truth = False
     positions: Size | None = None
     pre_norm: Truth = False
     post_norm: Truth = True
@@ -79,7 +80,7 @@ class Vision:
     qk_norm: str = "full"
     head_dim: Size | None = None
     intermediate_size: Size = "intermediate_size"
-    extra: Callable[[Fields], tuple[Weight, ...]] | None = None
+    attention_extra: Callable[[Fields], tuple[Weight, ...]] | None = None
     before: Callable[[Fields], tuple[Block, ...]] | None = None
     after: Callable[[Fields], tuple[Block, ...]] | None = None
     finish: Callable[[Fields, Stack], Stack] | None = None
@@ -190,7 +191,7 @@ def _embeddings(fields: Fields, facts: Vision) -> tuple[Block, ...]:
     blocks = [first]
     for name, count in (("class_token", facts.class_tokens), ("register_tokens", registers)):
         blocks += [tokens(name, count, hidden)] if count else []
-    if is_true(fields, facts.mask_token):
+    if is_true(fields, facts.has_mask):
         blocks.append(tokens("mask_token", 1, hidden))
     places = patches + facts.class_tokens if facts.positions is None else size_of(fields, facts.positions)
     blocks += [position_table(places, hidden)] if places else []
@@ -216,7 +217,7 @@ def _layer(fields: Fields, facts: Vision) -> Layer:
         output_bias=is_true(fields, facts.output_bias),
         qk_norm=facts.qk_norm if is_true(fields, facts.has_qk_norm) else "none",
         is_cached=False,
-        extra=scales + (facts.extra(fields) if facts.extra is not None else ()),
+        extra=scales + (facts.attention_extra(fields) if facts.attention_extra is not None else ()),
     )
     feeding = feed_forward(
         hidden_size=hidden,
@@ -237,9 +238,9 @@ def _head_blocks(fields: Fields, facts: Vision, word: str) -> tuple[Block, ...]:
 
 
 def _head_block(fields: Fields, facts: Vision, word: str) -> Block:
-    """pooler: a square matrix on one row. label, double: a projection of one row, or two side by side, to the classes.
-    norm: a last norm. pooler_norm: one on a single row. pixels: a projection of every patch to its pixels. visual_tokens:
-    a projection of every row to the visual vocabulary. projection: a matrix on one row.
+    """pooler: a square matrix on one row; pooler_norm: a norm of it. norm: one of every row. label, double: a projection
+    of one row, or of two side by side, to the classes. pixels: a projection of every patch to its pixels.
+    visual_tokens: a projection of every row to the visual vocabulary. projection: a matrix on one row.
     """
     hidden = fields.size(facts.hidden_size)
     if word == "pooler":

@@ -61,9 +61,14 @@ def _relative_positions(fields: Fields) -> tuple[Weight, ...]:
     return (Weight(name="relative_position_bias_table", shape=shape, role="other"),)
 
 
+# What only the classes for segmentation and features read.
+_SEGMENTATION = """
+    _out_features _out_indices out_features out_indices stage_names add_fpn auxiliary_channels auxiliary_concat_input
+    auxiliary_num_convs pool_scales use_auxiliary_head vocab_size
+    """
 _VIT = Vision(
     class_tokens=1,
-    mask_token=_needs_mask_token,
+    has_mask=_needs_mask_token,
     qkv_bias="qkv_bias",
     head_dim=_floored_head_dim,
     heads_of=(("base", "pooler"), ("image_classification", "label"), ("masked_image_modeling", "pixels")),
@@ -80,7 +85,7 @@ _SIGLIP = Vision(after=pooling_head)
 _SIGLIP2 = replace(_SIGLIP, linear_patches=True, patches=lambda fields: fields.size("num_patches"))
 _DINOV2 = Vision(
     class_tokens=1,
-    mask_token="use_mask_token",
+    has_mask="use_mask_token",
     layer_scale=True,
     gated="use_swiglu_ffn",
     qkv_bias="qkv_bias",
@@ -91,17 +96,14 @@ _DINOV2 = Vision(
 )
 _BEIT = Vision(
     class_tokens=1,
-    mask_token="use_mask_token",
+    has_mask="use_mask_token",
     positions=lambda fields: _patches_and_class(fields) if fields.flag("use_absolute_position_embeddings") else 0,
     post_norm=lambda fields: not fields.flag("use_mean_pooling"),
     layer_scale=lambda fields: fields.number("layer_scale_init_value") > 0,
     key_bias=False,
     head_dim=_floored_head_dim,
-    extra=_relative_positions,
-    ignored=(
-        "_out_features _out_indices out_features out_indices stage_names add_fpn auxiliary_channels "
-        "auxiliary_concat_input auxiliary_num_convs pool_scales use_auxiliary_head vocab_size"
-    ).split(),
+    attention_extra=_relative_positions,
+    ignored=tuple(_SEGMENTATION.split()),
 )
 
 VISION: Mapping[str, Vision] = {
@@ -113,11 +115,11 @@ VISION: Mapping[str, Vision] = {
     "ijepa": replace(_VIT, class_tokens=0, heads_of=(("base", ""), ("image_classification", "label"))),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(
-        _DINOV2, mask_token=True, registers="num_register_tokens", positions=_patches_and_class
+        _DINOV2, has_mask=True, registers="num_register_tokens", positions=_patches_and_class
     ),
     "dinov3_vit": replace(
         _DINOV2,
-        mask_token=True,
+        has_mask=True,
         registers="num_register_tokens",
         positions=0,
         gated="use_gated_mlp",

@@ -134,13 +134,13 @@ def _mllama_stack(fields: Fields, stack: Stack) -> Stack:
 _IDEFICS = Vision()
 _INTERNVL = Vision(
     class_tokens=1,
-    mask_token="use_mask_token",
+    has_mask="use_mask_token",
     norm=_internvl_norm,
     positions=_internvl_positions,
     post_norm=False,
     qkv_bias="attention_bias",
     has_qk_norm="use_qk_norm",
-    extra=_internvl_scale,
+    attention_extra=_internvl_scale,
     after=_internvl_last_norm,
     ignored=("layer_scale_init_value",),
 )
