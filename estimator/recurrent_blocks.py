@@ -10,6 +10,9 @@ And steps that are written as elementwise products (the delta rules, RG-LRU, RWK
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 from estimator.blocks import linear, norm_weights
 from estimator.network import Block, Chunks, Recurrence, Weight
 
@@ -22,6 +25,7 @@ __all__ = [
     "mamba",
     "mamba2",
     "matrix_lstm",
+    "residual_convolutions",
     "rg_lru",
     "rwkv",
     "short_convolution",
@@ -311,6 +315,23 @@ def short_convolution(*, hidden_size: int, conv_kernel: int, bias: bool, name: s
     nothing = Chunks(num_tokens=1, token_flops=0)
     recurrence = _convolved(hidden_size, conv_kernel, state=0, step_flops=0, chunks=nothing)
     return Block(name=name, part="state_space", weights=weights, recurrence=recurrence, live_width=6 * hidden_size)
+
+
+def residual_convolutions(
+    *, channels: Mapping[str, int], conv_kernel: int, token_flops: int, name: str = "sconv"
+) -> Block:
+    """Depthwise convolutions without bias, each added to its input; inputs are kept in fp32.
+
+    token_flops: of products per token that stand beside them.
+    """
+    weights: tuple[Weight, ...] = ()
+    for convolution, width in channels.items():
+        weights += depthwise_convolution(f"{convolution}.conv1d", width, conv_kernel, bias=False)
+    total = sum(channels.values())
+    chunks = Chunks(num_tokens=1, token_flops=token_flops)
+    kept = _convolved(total, conv_kernel, state=0, step_flops=token_flops, chunks=chunks)
+    recurrence = dataclasses.replace(kept, fp32_elements=kept.state_elements)
+    return Block(name=name, part="state_space", weights=weights, recurrence=recurrence, live_width=2 * total)
 
 
 def matrix_lstm(

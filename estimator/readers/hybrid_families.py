@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from estimator.network import Network
 from estimator.readers.delta_nets import bailing_hybrid, kimi_linear, lara_mini, olmo_hybrid, qwen3_5_text, qwen3_next
 from estimator.readers.fields import Fields
+from estimator.readers.inkling import inkling_text
 from estimator.readers.mamba_models import (
     bamba,
     falcon_h1,
@@ -38,6 +39,7 @@ READERS: Mapping[str, Callable[[Fields], Network]] = {
     "falcon_h1": falcon_h1,
     "falcon_mamba": mamba_model,
     "granitemoehybrid": granite_hybrid,
+    "inkling_text": inkling_text,
     "jamba": jamba,
     "kimi_linear": kimi_linear,
     "lara_mini": lara_mini,

@@ -81,7 +81,7 @@ def _convolutions(fields: Fields) -> Block:
 
 
 def _experts(fields: Fields, *, is_first: bool) -> Block:
-    """Experts behind a projection and a small network, which may choose none; all but the first add the last's states."""
+    """Experts behind a small network that may choose none; all but the first add the last router's states."""
     hidden, router = fields.size("hidden_size"), fields.size("router_hidden_size")
     width, num_experts = fields.size("moe_intermediate_size"), fields.size("num_experts")
     fields.choice("num_experts_per_tok", (1,))

@@ -64,6 +64,11 @@ CASES = {
     | {"layers_block_type": [LINEAR, HYBRID, HYBRID, LINEAR, HYBRID], "num_hidden_layers": 5, "num_mem_blocks": 2}
     | {"n_mamba_heads": 8, "mamba_d_state": 16, "chunk_size": 8, "adapter_rank": 6, "num_key_value_heads": 4}
     | {"use_shared_attention_adapter": True},
+    "InklingForCausalLM": GROUPED
+    | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 1, "swa_head_dim": 24, "head_dim": 16}
+    | {"sliding_window_size": 64, "rel_extent": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 40, "intermediate_size": 48, "local_layer_ids": [0, 3]}
+    | {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "ZayaForCausalLM": GROUPED
     | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 40, "router_hidden_size": 24, "cca_time0": 3},
 }
