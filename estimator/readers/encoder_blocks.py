@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from estimator.blocks import attention, embedding, feed_forward, head, linear, norm, norm_weights
+from estimator.errors import ConfigError
 from estimator.network import Attention, Block, Recurrence, Weight
 from estimator.readers.decoders import num_labels
 from estimator.readers.encoders import Encoder, Extra, class_of, encoder_attention, head_dim_of, idle
@@ -13,6 +14,7 @@ from estimator.readers.fields import Fields
 __all__ = [
     "adapters",
     "aggregation_head",
+    "attention_windows",
     "biased_gated_output",
     "contact_head",
     "conv_attention",
@@ -23,6 +25,7 @@ __all__ = [
     "entity_tables",
     "fourfold",
     "fourier_mixing",
+    "global_projections",
     "grouped_attention",
     "grouped_convolutions",
     "grouped_feed_forward",
@@ -38,6 +41,7 @@ __all__ = [
     "table_positions",
     "task_tables",
     "two_sided_attention",
+    "within_window",
 ]
 
 _PLAIN = Encoder()
@@ -131,20 +135,46 @@ def entity_attention(fields: Fields) -> tuple[Block, ...]:
 
 
 def two_sided_attention(fields: Fields) -> tuple[Block, ...]:
-    """longformer: attention within a window, and matrices for tokens that are marked global.
-
-    Every chunk of w tokens attends to 3*w keys with 2 products of [2w, 2w] chunks. Source: Longformer,
-    arXiv:2004.05150, and the class's chunked products.
-    """
-    layers, raw = fields.layers(), fields.raw("attention_window")
-    fields.sizes("attention_window", layers) if isinstance(raw, list) else fields.size("attention_window")
+    """longformer: attention within a window, and matrices for tokens that are marked global."""
+    windows = attention_windows(fields, fields.layers())
     hidden = fields.size("hidden_size")
+    block = within_window(encoder_attention(fields, _PLAIN), hidden, windows[0])
+    return block, global_projections(hidden)
+
+
+def attention_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
+    """longformer, led: the window of each layer, from a number or a list.
+
+    Raises:
+        ConfigError: the layers' windows differ; or a window is odd.
+    """
+    if isinstance(fields.raw("attention_window"), list):
+        windows = fields.sizes("attention_window", num_layers)
+    else:
+        windows = (fields.size("attention_window"),) * num_layers
+    if any(window % 2 or window != windows[0] or not window for window in windows):
+        raise ConfigError("attention_window must be one even number for all layers", field="attention_window")
+    return windows
+
+
+def within_window(block: Block, width: int, window: int) -> Block:
+    """Attention by chunks: each half window h of tokens meets keys in products of [2h, 2h], and 3h values.
+
+    That is 2*4h + 2*3h FLOPs per token and element of `width`. Ignores: the ends of the sequence, which need less.
+    Source: Longformer, arXiv:2004.05150, and the class's chunked products.
+    """
+    half = window // 2
+    assert block.attention is not None
+    live = block.live_width + block.attention.num_attention_heads * (window + 1)
+    products = Recurrence(state_elements=0, token_flops=14 * half * width)
+    return replace(block, attention=None, recurrence=products, live_width=live)
+
+
+def global_projections(hidden: int) -> Block:
+    """longformer, led: queries, keys and values of tokens that are marked global; plain input has none."""
     names = ("query_global", "key_global", "value_global")
     weights = tuple(weight for name in names for weight in linear(name, hidden, hidden, bias=True))
-    return (
-        encoder_attention(fields, _PLAIN),
-        Block(name="self_attn", part="attention", weights=weights, positions=0),
-    )
+    return Block(name="self_attn", part="attention", weights=weights, positions=0)
 
 
 def conv_per_head(kernel_field: str) -> Extra:
@@ -316,14 +346,16 @@ def span_queries(fields: Fields) -> tuple[Block, ...]:
             blocks.append(Block(name="", part="head", weights=weights, positions=positions, live_width=2 * hidden))
         weights = linear(f"{end}_classifier", hidden, hidden, quantized=False)
         blocks.append(Block(name="", part="head", weights=weights, positions=1))
+        products = Recurrence(state_elements=0, token_flops=2 * hidden)
+        blocks.append(Block(name=end, part="head", recurrence=products))
     return tuple(blocks)
 
 
 def narrowing_head(fields: Fields) -> tuple[Block, ...]:
     """ultrabert: two matrices without biases before the projection to the vocabulary."""
+    hidden, width = fields.size("hidden_size"), fields.size("prediction_head_size")
     if fields.task != "masked_lm":
         return ()
-    hidden, width = fields.size("hidden_size"), fields.size("prediction_head_size")
     weights = linear("head.linear1", hidden, width) + linear("head.linear2", width, hidden)
     return (Block(name="", part="head", weights=weights, live_width=hidden + width),)
 
@@ -337,12 +369,13 @@ def squad_head(fields: Fields) -> tuple[Block, ...]:
         return (head("qa_outputs", hidden, num_labels(fields), bias=True),)
     fields.ignore("end_n_top")
     starts = fields.size("start_n_top")
-    ends = linear("end_logits.dense_0", 2 * hidden, hidden, bias=True, copies=1, active_copies=starts)
+    ends = linear("end_logits.dense_0", 2 * hidden, hidden, bias=True)
     ends += norm_weights("end_logits.norm", hidden, "layer_norm")
-    ends += linear("end_logits.dense_1", hidden, 1, bias=True, active_copies=starts)
+    ends += linear("end_logits.dense_1", hidden, 1, bias=True)
+    more = Recurrence(state_elements=0, token_flops=2 * hidden + (starts - 1) * 2 * (2 * hidden * hidden + hidden))
     answer = linear("answer_class.dense_0", 2 * hidden, hidden, bias=True) + linear("answer_class.dense_1", hidden, 1)
     return (
-        Block(name="", part="head", weights=ends, live_width=3 * hidden),
+        Block(name="", part="head", weights=ends, recurrence=more, live_width=3 * hidden * starts),
         Block(name="", part="head", weights=answer, positions=1),
         head("start_logits", hidden, 1, bias=True),
     )

@@ -15,6 +15,7 @@ from estimator.readers.fields import Fields
 __all__ = ["ENCODERS", "READERS"]
 
 _FULL_PRODUCTS = "attention is counted between all tokens; this family's approximation needs less on long inputs"
+_WINDOWED = "attention within windows is counted for inputs of whole windows, without global tokens"
 _BERT = Encoder()
 _ROBERTA = Encoder(heads=ROBERTA_HEADS)
 _NO_POOLER = BERT_HEADS | {"base": ""}
@@ -171,6 +172,9 @@ ENCODERS: Mapping[str, Encoder] = {
         heads=_NO_POOLER | {"sequence_classification": "dense label", "multiple_choice": "summary choice"},
     ),
     "squeezebert": Encoder(
+        embedding_size="embedding_size",
+        projection="never",
+        norm_projected=True,
         make_attention=blocks.grouped_attention,
         make_feed_forward=blocks.grouped_convolutions,
         heads=BERT_HEADS
@@ -196,7 +200,7 @@ ENCODERS: Mapping[str, Encoder] = {
         ignored=("use_tpu_fourier_optimizations", "tpu_short_seq_length"),
         heads=_POOLED,
     ),
-    "longformer": replace(_ROBERTA, make_attention=blocks.two_sided_attention, warning=_FULL_PRODUCTS),
+    "longformer": replace(_ROBERTA, make_attention=blocks.two_sided_attention, warning=_WINDOWED),
     "big_bird": Encoder(
         behind=blocks.question_head,
         ignored=("attention_type", "block_size", "num_random_blocks"),
@@ -258,7 +262,7 @@ ENCODERS: Mapping[str, Encoder] = {
     "eurobert": replace(
         _ROTARY,
         lm_bias="mlp_bias",
-        heads=_NO_POOLER | {"sequence_classification": "dense label"},
+        heads=_NO_POOLER | {"sequence_classification": "late"},
     ),
     "esmc": replace(
         _ROTARY,

@@ -21,7 +21,7 @@ from estimator.blocks import (
     norm_weights,
 )
 from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.network import Block, Layer, Network, Stack, Weight
+from estimator.network import Block, Layer, Network, Recurrence, Stack, Weight
 from estimator.readers.decoders import Flag, num_labels
 from estimator.readers.fields import Fields
 
@@ -152,6 +152,8 @@ def encoder_stack(fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = 
     """Embeddings, layers and last norm, then `after`."""
     fields.ignore(*facts.ignored)
     hidden = fields.size("hidden_size")
+    for fact in (facts.lm_width, facts.lm_transform_bias, facts.lm_bias, facts.dense_bias, facts.pooler):
+        fields.ignore(*([fact] if isinstance(fact, str) else []))  # heads that the class may not have
     if facts.warning:
         fields.warnings.append(facts.warning)
     layers = facts.make_layers(fields, facts) if facts.make_layers else None
@@ -234,7 +236,8 @@ def head_blocks(fields: Fields, facts: Encoder) -> Iterator[Block]:
 
     pooler, dense: a square matrix on the first token. label, choice, pair: a projection of one row to the classes,
     to 1, to 2. labels, spans: a projection of every row to the classes. rows: a square matrix on every row; token: a
-    projection of every row to 1. lm: the projection to the vocabulary, with its transform.
+    projection of every row to 1. lm: the projection to the vocabulary, with its transform. late: `classifier_pooling`
+    says whether rows are pooled before or behind the matrices.
 
     Raises:
         UnsupportedModelError: the class is for a task that is not known here.
@@ -242,6 +245,9 @@ def head_blocks(fields: Fields, facts: Encoder) -> Iterator[Block]:
     words = (facts.heads or BERT_HEADS).get(fields.task)
     if words is None:
         raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
+    if "late" in words:
+        is_late = fields.choice("classifier_pooling", ("late", "mean", "bos")) == "late"
+        words = "rows labels" if is_late else "dense label"
     for word in words.split():
         if word == "lm":
             yield from _language_head(fields, facts)
@@ -361,7 +367,8 @@ def _head_block(fields: Fields, facts: Encoder, word: str) -> Block:
     if word == "cells":
         vectors = tuple(Weight(name=f"{name}_weights", shape=(hidden,), role="other") for name in ("cell", "column"))
         scalars = tuple(Weight(name=f"{name}_bias", shape=(), role="other") for name in ("cell", "column"))
-        return Block(name="", part="head", weights=vectors + scalars)
+        products = Recurrence(state_elements=0, token_flops=2 * 2 * hidden)
+        return Block(name="", part="head", weights=vectors + scalars, recurrence=products)
     if word == "labels_choice":
         return head("classifier", num_labels(fields), 1, bias=True, positions=1)
     outputs = {"choice": 1, "pair": 2, "token": 1, "ends": 2}[word]

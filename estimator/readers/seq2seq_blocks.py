@@ -8,11 +8,17 @@ from dataclasses import replace
 from estimator.blocks import attention, embedding, linear, norm, norm_weights
 from estimator.errors import ConfigError
 from estimator.network import Block, Recurrence, Weight
-from estimator.readers.encoder_blocks import convolution
+from estimator.readers.encoder_blocks import (
+    attention_windows,
+    convolution,
+    global_projections,
+    within_window,
+)
 from estimator.readers.fields import Fields
 
 __all__ = [
     "biased_output_attention",
+    "blockwise_attention",
     "global_table",
     "marian_vocabulary",
     "mel_front",
@@ -63,15 +69,29 @@ def prompt_tables(fields: Fields) -> tuple[Block, ...]:
 def two_sided_attention(fields: Fields, _index: int) -> tuple[Block, ...]:
     """led: attention within a window, and matrices for tokens that are marked global."""
     hidden, heads = fields.size("d_model"), fields.size("encoder_attention_heads")
-    layers = fields.layers("encoder_layers")
-    if isinstance(fields.raw("attention_window"), list):
-        fields.sizes("attention_window", layers)
-    else:
-        fields.size("attention_window")
-    names = ("query_global", "key_global", "value_global")
-    weights = tuple(weight for name in names for weight in linear(name, hidden, hidden, bias=True))
-    block = _plain(hidden, heads, hidden, qkv_bias=True, output_bias=True)
-    return block, Block(name="self_attn", part="attention", weights=weights, positions=0)
+    window = attention_windows(fields, fields.layers("encoder_layers"))[0]
+    block = within_window(_plain(hidden, heads, hidden, qkv_bias=True, output_bias=True), hidden, window)
+    return block, global_projections(hidden)
+
+
+def blockwise_attention(fields: Fields, _index: int) -> tuple[Block, ...]:
+    """pegasus_x: each token attends to its block and to the global tokens, which attend to everything.
+
+    Source: PEGASUS-X, arXiv:2208.04347, section 3.
+    """
+    hidden, heads, num_global = (
+        fields.size("d_model"),
+        fields.size("encoder_attention_heads"),
+        fields.size("num_global_tokens"),
+    )
+    keys = fields.size("block_size") + 2 * num_global
+    block = _plain(hidden, heads, hidden, qkv_bias=False, output_bias=False)
+    again = tuple(replace(weight, stored=False) for weight in block.weights)
+    products = Recurrence(state_elements=0, token_flops=2 * 2 * hidden * keys)
+    return (
+        replace(block, attention=None, recurrence=products, live_width=block.live_width + heads * keys),
+        Block(name="self_attn", part="attention", weights=again, positions=num_global),
+    )
 
 
 def biased_output_attention(side: str) -> Callable[[Fields, int], tuple[Block, ...]]:
@@ -93,15 +113,20 @@ def transient_attention(fields: Fields, index: int) -> tuple[Block, ...]:
         fields.size("relative_attention_num_buckets"),
     )
     kind = fields.choice("encoder_attention_type", ("local", "transient-global"))
-    fields.ignore("local_radius", "global_block_size")
-    block = _plain(hidden, heads, heads * fields.size("d_kv"), qkv_bias=False, output_bias=False)
+    width, radius = heads * fields.size("d_kv"), fields.size("local_radius")
+    fields.ignore("global_block_size")
+    block = _plain(hidden, heads, width, qkv_bias=False, output_bias=False)
     names = ["relative_attention_bias"] if index == 0 else []
     extra: tuple[Weight, ...] = ()
     if kind == "transient-global":
         names += ["global_relative_attention_bias"] if index == 0 else []
         extra = norm_weights("global_input_layer_norm", hidden, "rms_norm")
     tables = tuple(Weight(name=name, shape=(rows, heads), role="embedding", quantized=False) for name in names)
-    return (replace(block, weights=block.weights + tables + extra),)
+    keys = 3 * (radius + 1)  # three blocks of tokens
+    products = Recurrence(state_elements=0, token_flops=2 * 2 * width * keys)
+    live_width = block.live_width + heads * keys
+    weights = block.weights + tables + extra
+    return (replace(block, weights=weights, attention=None, recurrence=products, live_width=live_width),)
 
 
 def ngram_table(fields: Fields) -> tuple[Block, ...]:

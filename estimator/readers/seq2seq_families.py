@@ -14,6 +14,7 @@ from estimator.readers.seq2seq import Seq2Seq, Side, seq2seq_network
 __all__ = ["READERS", "SEQ2SEQ"]
 
 _FULL_PRODUCTS = "attention is counted between all tokens; this family's approximation needs less on long inputs"
+_WINDOWED = "attention within windows is counted for inputs of whole windows, without global tokens"
 _ROUTING = ("expert_capacity", "router_dtype", "router_ignore_padding_tokens")
 _BART = Seq2Seq(extra_positions=2, embedding_norm=True, default_labels=3)
 _PEGASUS = Seq2Seq(norm_first=True, final_norm=True)
@@ -38,7 +39,7 @@ _T5 = Seq2Seq(
 SEQ2SEQ: Mapping[str, Seq2Seq] = {
     "bart": _BART,
     "plbart": replace(_BART, default_labels=2),
-    "mvp": replace(_BART, decoder_tables=blocks.prompt_tables),
+    "mvp": replace(_BART, default_labels=2, decoder_tables=blocks.prompt_tables),
     "mbart": replace(_BART, norm_first=True, final_norm=True),
     "pegasus": _PEGASUS,
     "blenderbot": _PEGASUS,
@@ -52,7 +53,7 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
         extra_positions=0,
         default_labels=2,
         encoder_attention=blocks.two_sided_attention,
-        warning=_FULL_PRODUCTS,
+        warning=_WINDOWED,
     ),
     "bigbird_pegasus": replace(
         _BART,
@@ -73,8 +74,9 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
         output_bias=False,
         tables=blocks.global_table,
         encoder_norms=3,
-        ignored=("block_size", "stagger_local_blocks"),
-        warning=_FULL_PRODUCTS,
+        encoder_attention=blocks.blockwise_attention,
+        ignored=("stagger_local_blocks",),
+        warning=_WINDOWED,
     ),
     "nllb-moe": replace(
         _PEGASUS,
@@ -86,7 +88,11 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
         ignored=(*_ROUTING, "moe_eval_capacity_token_fraction", "second_expert_policy"),
     ),
     "fsmt": Seq2Seq(
-        extra_positions=2, has_shared=False, source_vocabulary=blocks.source_vocabulary, ignored=("langs",)
+        extra_positions=2,
+        has_shared=False,
+        source_vocabulary=blocks.source_vocabulary,
+        heads={"base": "lm", "seq2seq_lm": "lm"},
+        ignored=("langs",),
     ),
     "prophetnet": Seq2Seq(
         encoder=Side(layers="num_encoder_layers", heads="num_encoder_attention_heads", inner="encoder_ffn_dim"),
@@ -107,7 +113,7 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
         always_tied=False,
         ignored=(*_T5.ignored, *_ROUTING, "add_cross_attention", "encoder_sparse_step", "decoder_sparse_step"),
     ),
-    "longt5": replace(_T5, encoder_attention=blocks.transient_attention, warning=_FULL_PRODUCTS),
+    "longt5": replace(_T5, encoder_attention=blocks.transient_attention, warning=_WINDOWED),
     "whisper": replace(
         _PEGASUS,
         encoder=replace(_PEGASUS.encoder, positions="max_source_positions"),
