@@ -96,7 +96,14 @@ def check_inner(inner: int, num_heads: int, head_dim: int, what: str) -> None:
 
 def jamba(fields: Fields) -> Network:
     """Attention in every `attn_layer_period`-th layer, experts in every `expert_layer_period`-th."""
-    fields.ignore("use_mamba_kernels", "layers_block_type", "layer_types", "layers_num_experts", "sliding_window")
+    fields.ignore(
+        "use_mamba_kernels",
+        "layers_block_type",
+        "layer_types",
+        "layers_num_experts",
+        "sliding_window",
+        "num_logits_to_keep",
+    )
     hidden = fields.size("hidden_size")
     mixer = mamba(
         hidden_size=hidden,
@@ -189,7 +196,7 @@ def falcon_h1(fields: Fields) -> Network:
 
 def granite_hybrid(fields: Fields) -> Network:
     """State spaces or attention by `layer_types`, then experts beside a feed-forward that every token takes."""
-    fields.ignore("position_embedding_type", "attention_layer_indices")
+    fields.ignore("position_embedding_type", "init_method", "normalization_function")
     hidden = fields.size("hidden_size")
     kinds = layer_kinds(fields, "layer_types", (FULL, LINEAR), lambda _: LINEAR)
     mixers = {

@@ -48,6 +48,24 @@ _LFM2_EXTRA = (
     "num_heads",
     "theta",
 )
+# How kernels run, and names that the published config has beside those of the class.
+_XLSTM_EXTRA = (
+    "add_forward_backend_padding",
+    "add_out_norm",
+    "add_post_blocks_norm",
+    "autocast_kernel_dtype",
+    "chunkwise_kernel",
+    "force_bos_token_insert",
+    "head_dim",
+    "igate_bias_init_range",
+    "inference_state_dtype",
+    "logits_soft_cap",
+    "max_inference_chunksize",
+    "mode",
+    "return_last_states",
+    "sequence_kernel",
+    "step_kernel",
+)
 
 
 def lfm2(fields: Fields) -> Network:
@@ -139,7 +157,13 @@ def minimax(fields: Fields) -> Network:
 
 def recurrent_gemma(fields: Fields) -> Network:
     """RG-LRU blocks and attention within a window, as `block_types` repeats; half of the given inner width."""
-    fields.ignore("layers_block_type", "_block_types", "final_w_init_variance_scale", "logits_soft_cap")
+    fields.ignore(
+        "layers_block_type",
+        "_block_types",
+        "final_w_init_variance_scale",
+        "logits_soft_cap",
+        "embeddings_scale_by_sqrt_dim",
+    )
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     given = fields.raw("block_types")
     if not isinstance(given, list) or not given or any(kind not in ("recurrent", "attention") for kind in given):
@@ -184,10 +208,7 @@ def rwkv_model(fields: Fields) -> Network:
 
 def xlstm(fields: Fields) -> Network:
     """Blocks of an mLSTM and a gated feed-forward; what is tied in the config is not tied in the class."""
-    fields.ignore(
-        "add_out_norm", "mode", "chunkwise_kernel", "sequence_kernel", "step_kernel", "max_inference_chunksize"
-    )
-    fields.ignore("autocast_kernel_dtype", "inference_state_dtype", "return_last_states")
+    fields.ignore(*_XLSTM_EXTRA)
     hidden = fields.size("hidden_size")
     if fields.given("embedding_dim"):
         fields.choice("embedding_dim", (hidden,))
