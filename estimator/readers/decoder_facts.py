@@ -113,7 +113,8 @@ class Decoder:
     output_vocab_size: the field with the outputs of the head, where they may be fewer than the tokens.
     attention_extra, mlp_extra: weights that no other family has. layer_blocks: blocks that no other family has, in the
     layer of that index. attention_block: what stands for the attention, from the fields, the window and
-    the index of the layer. before_head: what stands between the last norm and the heads of tasks.
+    the index of the layer; feed_forward_block: from the fields and the index. before_blocks: what stands beside the
+    embeddings. before_head: what stands between the last norm and the heads of tasks.
     renamed: names in old published configs -> fields that they stand for. ignored: fields of published configs that
     the classes do not read. required: fields that are not sized here, and the values that ask for nothing.
     """
@@ -149,6 +150,8 @@ class Decoder:
     attention_extra: Extra | None = None
     mlp_extra: Extra | None = None
     attention_block: Callable[[Fields, int | None, int], Block] | None = None
+    feed_forward_block: Callable[[Fields, int], Block] | None = None
+    before_blocks: Callable[[Fields], tuple[Block, ...]] | None = None
     layer_blocks: Callable[[Fields, int], tuple[Block, ...]] | None = None
     classifier_bias: Flag | None = None
     before_head: Callable[[Fields], tuple[Block, ...]] | None = None

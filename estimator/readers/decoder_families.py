@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from estimator.readers import decoder_oddities as odd
+from estimator.readers import gemma_blocks as gemma
 from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
 from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
 from estimator.readers.odd_attention import differential_attention, modernbert_head, norm_behind_the_first_layer
@@ -136,6 +137,15 @@ DECODERS: Mapping[str, Decoder] = {
     "gemma2": _GEMMA2,
     "gemma3_text": replace(
         _GEMMA2, has_qk_norm=True, windows=Windows(layers=all_but_every(6, field="sliding_window_pattern"))
+    ),
+    "gemma3n_text": replace(
+        _GEMMA2,
+        windows=Windows(layers=all_but_every(5)),
+        attention_block=gemma.sharing_attention,
+        feed_forward_block=gemma.feed_forward_of_layer,
+        before_blocks=gemma.blocks_before_gemma3n,
+        layer_blocks=gemma.gemma3n_blocks,
+        ignored=("activation_sparsity_pattern",),
     ),
     "glm4": replace(_GLM, norms=4),
     "olmo": replace(_BIASED_ATTENTION, norm="none"),

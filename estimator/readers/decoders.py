@@ -58,7 +58,7 @@ def decoder_stack(fields: Fields, facts: Decoder, *, after: tuple[Block, ...] = 
     hidden, num_layers = fields.size("hidden_size"), fields.layers(facts.num_hidden_layers)
     windows = layer_windows(fields, facts.windows, num_layers)
     sparse = sparse_layers(fields, facts.experts, num_layers)
-    differs = facts.layer_blocks or facts.attention_block
+    differs = facts.layer_blocks or facts.attention_block or facts.feed_forward_block
     kinds = [
         (window, is_sparse, index if differs else 0)
         for index, (window, is_sparse) in enumerate(zip(windows, sparse, strict=True))
@@ -142,7 +142,7 @@ def _embeddings(fields: Fields, facts: Decoder) -> tuple[Block, ...]:
         blocks.append(embedding("embed_positions", rows, hidden))
     if facts.embedding_norm:
         blocks.append(norm("embed_norm", hidden, norm_of(fields, facts)))
-    return tuple(blocks)
+    return (*blocks, *(facts.before_blocks(fields) if facts.before_blocks else ()))
 
 
 def _embedding_size(fields: Fields, facts: Decoder) -> int:
@@ -169,6 +169,8 @@ def _layer(fields: Fields, facts: Decoder, window: int | None, is_sparse: bool, 
         blocks.append(decoder_attention(fields, facts, window))
     if is_sparse and facts.experts is not None:
         blocks.append(decoder_experts(fields, facts.experts))
+    elif facts.feed_forward_block:
+        blocks.append(facts.feed_forward_block(fields, index))
     else:
         blocks.append(decoder_feed_forward(fields, facts))
     return Layer(blocks=(*blocks, *(facts.layer_blocks(fields, index) if facts.layer_blocks else ())))

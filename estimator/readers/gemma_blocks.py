@@ -1,0 +1,91 @@
+"""What Gemma 3n and those after it have beside attention and feed-forward: inputs per layer, and streams of residuals.
+
+Source: transformers 5.24, `Gemma3nTextModel`; AltUp, arXiv:2301.13310; LAuReL, arXiv:2411.07501.
+"""
+
+from __future__ import annotations
+
+from estimator.blocks import attention, embedding, feed_forward, linear, norm, norm_weights
+from estimator.errors import ConfigError
+from estimator.network import Block, Recurrence, Weight
+from estimator.readers.fields import Fields
+
+__all__ = ["blocks_before_gemma3n", "feed_forward_of_layer", "gemma3n_blocks", "sharing_attention"]
+
+
+def sharing_attention(fields: Fields, window: int | None, index: int) -> Block:
+    """Attention of which the last `num_kv_shared_layers` layers read the keys and values of an earlier one."""
+    return attention(
+        hidden_size=fields.size("hidden_size"),
+        num_attention_heads=fields.size("num_attention_heads"),
+        num_key_value_heads=fields.size("num_key_value_heads"),
+        head_dim=fields.size("head_dim"),
+        qkv_bias=fields.flag("attention_bias"),
+        output_bias=fields.flag("attention_bias"),
+        qk_norm="head",
+        window=window,
+        has_key_value=index < fields.layers() - fields.count("num_kv_shared_layers"),
+    )
+
+
+def feed_forward_of_layer(fields: Fields, index: int) -> Block:
+    """As wide as `intermediate_size` says, for all layers or in a list."""
+    if isinstance(fields.raw("intermediate_size"), list):
+        width = fields.sizes("intermediate_size", fields.layers())[index]
+    else:
+        width = fields.size("intermediate_size")
+    if width == 0:
+        raise ConfigError("intermediate_size must be positive in every layer, not 0", field="intermediate_size")
+    return feed_forward(hidden_size=fields.size("hidden_size"), intermediate_size=width, gated=True)
+
+
+def blocks_before_gemma3n(fields: Fields) -> tuple[Block, ...]:
+    """Inputs per layer, and the projections that open the streams and join them again."""
+    hidden, streams = fields.size("hidden_size"), fields.size("altup_num_inputs")
+    weights: tuple[Weight, ...] = ()
+    for index in range(streams - 1):
+        weights += linear(f"altup_projections.{index}", hidden, hidden)
+        weights += linear(f"altup_unembed_projections.{index}", hidden, hidden)
+    return (
+        *inputs_per_layer(fields),
+        Block(name="", part="embedding", weights=weights, live_width=2 * streams * hidden),
+    )
+
+
+def inputs_per_layer(fields: Fields) -> tuple[Block, ...]:
+    """A second table of tokens, and a projection of the first, that give each layer a small input of its own."""
+    hidden, width = fields.size("hidden_size"), fields.size("hidden_size_per_layer_input")
+    total = fields.layers() * width
+    weights = linear("per_layer_model_projection", hidden, total)
+    weights += norm_weights("per_layer_projection_norm", width, "rms_norm")
+    return (
+        embedding("embed_tokens_per_layer", fields.size("vocab_size_per_layer_input"), total),
+        Block(name="", part="embedding", weights=weights, live_width=hidden + 2 * total),
+    )
+
+
+def gate_of_the_input(fields: Fields) -> tuple[Block, ...]:
+    """What mixes a layer's own input in."""
+    hidden, width = fields.size("hidden_size"), fields.size("hidden_size_per_layer_input")
+    weights = linear("per_layer_input_gate", hidden, width) + linear("per_layer_projection", width, hidden)
+    mix = Block(name="", part="feed_forward", weights=weights, live_width=2 * hidden + 2 * width)
+    return mix, norm("post_per_layer_input_norm", hidden, "rms_norm")
+
+
+def gemma3n_blocks(fields: Fields, index: int) -> tuple[Block, ...]:
+    """AltUp's streams, LAuReL's low-rank residual, and the layer's own input."""
+    hidden, streams, rank = fields.size("hidden_size"), fields.size("altup_num_inputs"), fields.size("laurel_rank")
+    altup = linear("modality_router", hidden, streams, quantized=False)
+    altup += linear("correction_coefs", streams, streams, quantized=False)
+    altup += linear("prediction_coefs", streams, streams**2, quantized=False)
+    altup += (Weight(name="correct_output_scale", shape=(hidden,), role="other"),)
+    altup += norm_weights("router_norm", hidden, "rms_norm")
+    # The router runs twice, before and behind the layer; the streams are mixed by a matrix of their number squared.
+    products = Recurrence(state_elements=0, token_flops=2 * hidden * streams + 2 * hidden * streams**2)
+    laurel = linear("linear_left", hidden, rank) + linear("linear_right", rank, hidden)
+    laurel += norm_weights("post_laurel_norm", hidden, "rms_norm")
+    return (
+        Block(name="altup", part="feed_forward", weights=altup, recurrence=products, live_width=2 * streams * hidden),
+        Block(name="laurel", part="feed_forward", weights=laurel, live_width=2 * hidden + rank),
+        *gate_of_the_input(fields),
+    )
