@@ -214,6 +214,39 @@ def test_jamba_uses_two_of_sixteen_experts():
     assert round(params.active / 1e9, 1) == 12.1
 
 
+ZAMBA2 = ["mamba"] * 5 + ["hybrid"]
+LFM2 = ["conv", "conv", FULL] * 3 + ["conv", FULL] * 3 + ["conv"]
+HUB = {
+    # tiiuae/falcon-mamba-7b:
+    # 64*(8192*(2*4096 + 4096 + 256 + 32 + 256 + 1 + 4 + 1 + 16 + 1) + 4096) + 2*65024*4096 + 4096
+    "falcon_mamba": (
+        7_272_665_088,
+        {"hidden_size": 4096, "expand": 16, "intermediate_size": 8192}
+        | {"num_hidden_layers": 64, "time_step_rank": 256, "vocab_size": 65024, "tie_word_embeddings": False},
+    ),
+    # LiquidAI/LFM2-1.2B: two thirds of 12288 is the width, and the head is tied
+    "lfm2": (
+        1_170_340_608,
+        {"hidden_size": 2048, "num_hidden_layers": 16, "layer_types": LFM2, "block_dim": 2048}
+        | {"block_ff_dim": 12288, "num_heads": 32, "conv_dim_out": 2048, "use_pos_enc": True},
+    ),
+    # Zyphra/Zamba2-1.2B: one shared block, 6 hybrid layers with adapters of their own
+    "zamba2": (
+        1_215_064_704,
+        {"hidden_size": 2048, "num_hidden_layers": 38, "layers_block_type": ZAMBA2 * 6 + ZAMBA2[:2]}
+        | {"n_mamba_heads": 64, "mamba_d_state": 128, "use_shared_attention_adapter": True, "intermediate_size": 8192}
+        | {"attention_hidden_size": 4096, "hybrid_layer_ids": [5, 11, 17, 23, 29, 35], "mamba_headdim": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", HUB)
+def test_checkpoints_of_the_hub_count_exactly(model_type):
+    """Published sizes, with the names that those configs carry beside their class's."""
+    total, fields = HUB[model_type]
+    assert count_params(_read(model_type, **fields)).total == total
+
+
 def test_state_does_not_grow_with_the_prompt(build):
     """Ten times the tokens: ten times the keys and values, the same state."""
     _, network = build("BambaForCausalLM")
