@@ -110,6 +110,7 @@ class Decoder:
     qk_norm: as in `blocks.attention`, when `has_qk_norm`. latent: `blocks.latent_attention`, for a true fact.
     positions: "rotary", "learned" (a table of `max_position_embeddings` rows and `extra_positions` more) or "none"
     (distances, sinusoids). embedding_size: the width of the token table where a projection leads to the hidden size.
+    bidirectional: every token attends to every other and nothing is kept, as in an encoder.
     output_vocab_size: the field with the outputs of the head, where they may be fewer than the tokens.
     attention_extra, mlp_extra: weights that no other family has. layer_blocks: blocks that no other family has, in the
     layer of that index. attention_block: what stands for the attention, from the fields, the window and
@@ -146,6 +147,7 @@ class Decoder:
     square: bool = False
     intermediate_size: Size = "intermediate_size"
     intermediate_factor: int = 4
+    bidirectional: Flag = False
     experts: Experts | None = None
     attention_extra: Extra | None = None
     mlp_extra: Extra | None = None

@@ -40,9 +40,10 @@ def decoder_network(fields: Fields, facts: Decoder) -> Network:
     for name, own in facts.renamed.items():
         fields.rename(name, own)
     stack = decoder_stack(fields, facts, after=task_head(fields, facts))
+    is_encoder = is_true(fields, facts.bidirectional)
     return Network(
-        architecture="decoder",
-        stacks=(stack,),
+        architecture="encoder" if is_encoder else "decoder",
+        stacks=(_as_encoder(stack) if is_encoder else stack,),
         model_type=fields.data.model_type,
         vocab_size=fields.size("vocab_size"),
         max_position_embeddings=fields.optional_size(facts.max_position_embeddings),
@@ -131,6 +132,22 @@ def decoder_attention(fields: Fields, facts: Decoder, window: int | None) -> Blo
         window=window,
         extra=facts.attention_extra(fields) if facts.attention_extra else (),
     )
+
+
+def _as_encoder(stack: Stack) -> Stack:
+    """The same weights, attending to both sides and keeping nothing."""
+
+    def open_up(block: Block) -> Block:
+        if block.attention is None:
+            return block
+        return dataclasses.replace(
+            block, attention=dataclasses.replace(block.attention, cached_elements=0, window=None)
+        )
+
+    layers = tuple(
+        dataclasses.replace(layer, blocks=tuple(open_up(block) for block in layer.blocks)) for layer in stack.layers
+    )
+    return dataclasses.replace(stack, layers=layers, is_causal=False)
 
 
 def _embeddings(fields: Fields, facts: Decoder) -> tuple[Block, ...]:

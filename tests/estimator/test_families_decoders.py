@@ -78,6 +78,16 @@ SMALL = {
 }
 OWN = {
     "gemma3n_text": {"num_hidden_layers": 8, "num_kv_shared_layers": 2, "altup_num_inputs": 3, "laurel_rank": 7},
+    "gemma4_text": {
+        "num_hidden_layers": 8,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "attention_k_eq_v": True,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+    },
     "dbrx": {
         "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
