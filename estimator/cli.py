@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 # Name -> module with `add_parser` and `run`, and the line of `estimator --help`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "size": ("estimator.commands.size", "parameters, memory, FLOPs, and the time on a device"),
+    "fit": ("estimator.commands.fit", "the largest batch, context or model for a device; the device for a model"),
     "devices": ("estimator.devices_command", "the table of devices, or one with its sources"),
     "calibrate": ("estimator.commands.calibrate", "learn what this machine, or a device with measured points, sustains"),
     "validate": ("estimator.commands.validate", "errors against reference data, by class"),
@@ -26,6 +27,7 @@ _EXAMPLES = """examples:
   estimator size ./my-model --device t4                   does it fit, how fast could it be
   estimator size llama-3.1-8b --weight-dtype int4 --sequence-length 4096 --generate 256
   estimator size qwen3-0.6b --explain                     every figure with its formula and source
+  estimator fit llama-3.1-8b --device l4                  largest batch and context, weight types, number of devices
   estimator devices raspberry-pi-5                        what is known of a device, and where it was published
   estimator measure gpt2                                  run it here with ONNX Runtime
 

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimator.config import TransformerConfig
-from estimator.errors import ConfigError
+from estimator.errors import ConfigError, InputError
 from nas.errors import SpaceError
 from nas.space_checks import CHOOSABLE, check_space, read_toml
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["PRESETS", "SearchSpace", "cheapest_choice"]
+__all__ = ["PRESETS", "SearchSpace", "cheapest_choice", "load_space", "space_of_input"]
 
 PRESETS = ("decoder-nano", "decoder-small", "encoder-small")
 # A layer that uses another layer's weights takes these from it; its window remains its own.
@@ -225,6 +225,28 @@ class SearchSpace:
         for name in params:
             if name not in expected:
                 raise SpaceError(f"{name} is no dimension of this candidate; its dimensions: {', '.join(expected)}")
+
+
+def load_space(name: str) -> SearchSpace:
+    """A preset by its name, or the space that a TOML file describes.
+
+    Raises:
+        SpaceError: neither, or not a valid space; says what would be right.
+    """
+    is_file = name not in PRESETS and (name.endswith(".toml") or Path(name).exists())
+    return SearchSpace.from_toml(name) if is_file else SearchSpace.preset(name)
+
+
+def space_of_input(name: str) -> SearchSpace:
+    """As `load_space`, for `estimator fit --space`, which finds it as an entry point of the group archfront.spaces.
+
+    Raises:
+        InputError: as SpaceError.
+    """
+    try:
+        return load_space(name)
+    except SpaceError as error:
+        raise InputError(str(error)) from error
 
 
 def cheapest_choice(name: str, values: tuple[Any, ...]) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nas.commands.options import add_store_option, add_study_argument, load_space, say
+from nas.commands.options import add_store_option, add_study_argument, say
 from nas.records import StudyRecord
 from nas.standing import as_it_stands, stored_counts
 from nas.store import Store
@@ -101,7 +101,7 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def run_space(args: argparse.Namespace) -> int:
-    from nas.space import PRESETS, SearchSpace
+    from nas.space import PRESETS, SearchSpace, load_space
 
     if args.space is None:
         spaces = [SearchSpace.preset(name) for name in PRESETS]

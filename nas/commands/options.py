@@ -11,10 +11,10 @@ from estimator.errors import InputError
 from estimator.workload import WEIGHT_DTYPES, Workload
 from nas.errors import UsageError
 from nas.objectives import OBJECTIVES, Constraint, parse_constraint, parse_objective
-from nas.space import PRESETS, SearchSpace
+from nas.space import PRESETS, SearchSpace, load_space
 from nas.spec import DEVICES, SAMPLERS, QualitySettings, StudySpec
 
-__all__ = ["add_search_options", "add_store_option", "add_study_argument", "load_space", "say", "spec_from_options"]
+__all__ = ["add_search_options", "add_store_option", "add_study_argument", "say", "spec_from_options"]
 
 # Option by objective of the limits that have one of their own; the help shows the unit by example.
 _LIMITS = {
@@ -147,16 +147,6 @@ def spec_from_options(args: argparse.Namespace) -> StudySpec:
         quality=_quality_settings(args),
     )
     return spec if args.trials is None else replace(spec, num_trials=args.trials)
-
-
-def load_space(name: str) -> SearchSpace:
-    """A preset by its name, or the space that a TOML file describes.
-
-    Raises:
-        SpaceError: neither, or not a valid space; says what would be right.
-    """
-    is_file = name not in PRESETS and (name.endswith(".toml") or Path(name).exists())
-    return SearchSpace.from_toml(name) if is_file else SearchSpace.preset(name)
 
 
 def _workload(args: argparse.Namespace) -> Workload:

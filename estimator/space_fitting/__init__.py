@@ -1,0 +1,1 @@
+"""The largest architecture of a search space within limits: `largest.largest_config`."""
