@@ -168,25 +168,8 @@ def gated_delta_net(
     projections: "fused" (qwen3_next), "split" (qwen3_5) or "separate" (olmo_hybrid) matrices, of the same size in all.
     """
     key, value = num_key_heads * key_head_dim, num_value_heads * value_head_dim
-    names = {
-        "fused": (("in_proj_qkvz", 2 * key + 2 * value), ("in_proj_ba", 2 * num_value_heads)),
-        "split": (
-            ("in_proj_qkv", 2 * key + value),
-            ("in_proj_z", value),
-            ("in_proj_b", num_value_heads),
-            ("in_proj_a", num_value_heads),
-        ),
-        "separate": (
-            ("q_proj", key),
-            ("k_proj", key),
-            ("v_proj", value),
-            ("a_proj", num_value_heads),
-            ("b_proj", num_value_heads),
-            ("g_proj", value),
-        ),
-    }[projections]
     weights = depthwise_convolution("conv1d", 2 * key + value, conv_kernel, bias=False)
-    for projection, out in names:
+    for projection, out in _delta_projections(projections, key, value, num_value_heads):
         weights += linear(projection, hidden_size, out)
     weights += _vector("dt_bias", num_value_heads) + _vector("A_log", num_value_heads)
     weights += norm_weights("norm", value_head_dim, "rms_norm") + linear("out_proj", value, hidden_size)
@@ -200,6 +183,17 @@ def gated_delta_net(
     )
     live_width = hidden_size + 2 * (2 * key + value) + 2 * value + 2 * num_value_heads
     return Block(name=name, part="state_space", weights=weights, recurrence=recurrence, live_width=live_width)
+
+
+def _delta_projections(kind: str, key: int, value: int, heads: int) -> tuple[tuple[str, int], ...]:
+    """Names and outputs of the matrices that make queries, keys, values, output gate, learning rate and decay."""
+    if kind == "fused":
+        return ("in_proj_qkvz", 2 * key + 2 * value), ("in_proj_ba", 2 * heads)
+    if kind == "split":
+        return ("in_proj_qkv", 2 * key + value), ("in_proj_z", value), ("in_proj_b", heads), ("in_proj_a", heads)
+    assert kind == "separate", kind
+    wide = (("q_proj", key), ("k_proj", key), ("v_proj", value), ("g_proj", value))
+    return (*wide, ("a_proj", heads), ("b_proj", heads))
 
 
 def delta_attention(
