@@ -23,8 +23,13 @@ _ALL_WINDOWED = Windows(layers=all_layers)
 _QWEN_WINDOWS = Windows(switch="use_sliding_window", layers=from_layer("max_window_layers"))
 _QWEN2 = Decoder(qkv_bias=True, windows=_QWEN_WINDOWS)
 _QWEN3 = replace(_BIASED_ATTENTION, has_qk_norm=True, windows=_QWEN_WINDOWS)
+_BOTH_SIDES = "use_bidirectional_attention"
 _GEMMA2 = replace(
-    _BIASED_ATTENTION, norms=4, ignored=("sliding_window_size",), windows=Windows(layers=all_but_every(2))
+    _BIASED_ATTENTION,
+    bidirectional=_BOTH_SIDES,
+    norms=4,
+    ignored=("sliding_window_size",),
+    windows=Windows(layers=all_but_every(2)),
 )
 _GLM = Decoder(qkv_bias="attention_bias")
 _OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
@@ -82,7 +87,7 @@ DECODERS: Mapping[str, Decoder] = {
     "diffllama": replace(_BIASED_ATTENTION, attention_block=differential_attention),
     "ernie4_5": Decoder(qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias"),
     "exaone": _LLAMA,
-    "gemma": _BIASED_ATTENTION,
+    "gemma": replace(_BIASED_ATTENTION, bidirectional=_BOTH_SIDES),
     "glm": _GLM,
     "granite": _LLAMA,
     "granite_swa": replace(_LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
@@ -140,6 +145,7 @@ DECODERS: Mapping[str, Decoder] = {
     ),
     "gemma3n_text": replace(
         _GEMMA2,
+        bidirectional=False,
         windows=Windows(layers=all_but_every(5)),
         attention_block=gemma.sharing_attention,
         feed_forward_block=gemma.feed_forward_of_layer,
@@ -154,6 +160,7 @@ DECODERS: Mapping[str, Decoder] = {
         feed_forward_block=gemma.gemma4_feed_forward,
         before_blocks=gemma.blocks_before_gemma4,
         layer_blocks=gemma.gemma4_blocks,
+        bidirectional=False,
         required={"use_bidirectional_attention": (None, False, "vision")},
     ),
     "glm4": replace(_GLM, norms=4),
@@ -162,7 +169,7 @@ DECODERS: Mapping[str, Decoder] = {
     "olmo3": replace(_OLMO2, windows=Windows(layers=all_but_every(4))),
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
-    "vaultgemma": replace(_GEMMA2, norms=2),
+    "vaultgemma": replace(_GEMMA2, norms=2, bidirectional=False),
     # latent attention
     "minicpm3": replace(_LLAMA, latent=True, output_bias=False),
     "youtu": replace(_LLAMA, latent=True, output_bias=False),

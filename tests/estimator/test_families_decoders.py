@@ -289,3 +289,13 @@ def test_what_cannot_be_sized_is_refused_by_name(values, field):
     with pytest.raises(ConfigError, match=field) as caught:
         read_network(values)
     assert "\n" not in str(caught.value)
+
+
+def test_bidirectional_gemma_is_an_encoder():
+    """EmbeddingGemma is Gemma 3 that looks to both sides: as many weights, no cache, nothing generated."""
+    values = json.loads((GOLDEN / "published" / "configs" / "gemma-3-270m.json").read_text(encoding="utf-8"))
+    network, _, _ = read_network(values | {"use_bidirectional_attention": True, "architectures": ["Gemma3TextModel"]})
+    decoder, _, _ = read_network(values)
+    assert count_params(network).total == count_params(decoder).total  # its head is the table of tokens
+    assert (network.architecture, kept_elements(network, TOKENS)) == ("encoder", 0)
+    assert count_flops(network, Workload(prompt_length=TOKENS)).decode_flops_per_token is None
