@@ -146,7 +146,7 @@ def _relative(fields: Fields, facts: Speech, index: int) -> tuple[Weight, ...]:
     if not facts.relative_positions:
         return ()
     heads = fields.size("num_attention_heads")
-    weights = (Weight(name="gru_rel_pos_const", shape=(1, heads, 1, 1), role="other"),)
+    weights: tuple[Weight, ...] = (Weight(name="gru_rel_pos_const", shape=(1, heads, 1, 1), role="other"),)
     weights += linear("gru_rel_pos_linear", fields.size("hidden_size") // heads, 8, bias=True, quantized=False)
     if index == 0:
         weights += (Weight(name="rel_attn_embed", shape=(fields.size("num_buckets"), heads), role="embedding"),)

@@ -133,8 +133,10 @@ class Fields:
         """Whether the config itself holds the field, and not as null."""
         return self._values.get(self.data.attribute_map.get(name, name)) is not None
 
-    def sub(self, name: str, *, task: str = "", family: str | None = None) -> Fields:
+    def sub(self, name: str, *, task: str = "", family: str | None = None, flat: bool = False) -> Fields:
         """The nested config of that name, as its own family declares it.
+
+        flat: where it is left out, its fields may stand in this config itself, as older configs have them.
 
         Raises:
             ConfigError: it is no object. UnsupportedModelError: its model type is not known.
@@ -142,6 +144,8 @@ class Fields:
         if name in self._subs:
             return self._subs[name]
         value = self.raw(name)
+        if value is None and flat:
+            value = self._fields_of(self.data.sub_configs[name])
         if value is None:
             value = self.data.sub_config_defaults.get(name, {})
         if not isinstance(value, Mapping):
@@ -153,6 +157,15 @@ class Fields:
         fields = Fields(value, data, where=f"{self._where}{name}.", task=task)
         self._subs[name] = fields
         return fields
+
+    def _fields_of(self, model_type: str) -> dict[str, Any]:
+        """What this config holds of another family's fields, none of which it declares itself."""
+        data = family_data(model_type)
+        assert data is not None, model_type
+        found = {name: value for name, value in self._values.items() if name in data.defaults}
+        found = {name: value for name, value in found.items() if name not in self._defaults}
+        self._read.update(found)
+        return found
 
     def check_all_read(self) -> None:
         """Refuses what was given, was not asked for, and could change a size.

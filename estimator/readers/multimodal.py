@@ -23,6 +23,25 @@ from estimator.readers.vision_families import VISION
 __all__ = ["Multimodal", "Parts", "Reader", "merged_patches", "multimodal_network", "projection"]
 
 Reader = Callable[[Fields], Network]
+# Fields of published configs that no class reads: of the whole model, and of its parts.
+_OUTER = ("ignore_index", "vocab_size", "hidden_size", "use_image_newline_parameter", "image_seq_len", "vision_config")
+_INNER = (
+    "tie_word_embeddings",
+    "use_bidirectional_attention",
+    "num_image_tokens",
+    "projection_dim",
+    "projector_hidden_act",
+    "in_chans",
+    "spatial_patch_size",
+    "max_image_size",
+    "size",
+    "use_base_siglip",
+    "perceiver_config",
+    "pixel_shuffle_factor",
+    "qk_layer_norms",
+    "use_resampler",
+    "neftune_noise_alpha",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +76,14 @@ class Multimodal:
     projector: the blocks behind the tower, None where the tower holds them itself. vision: the field of the tower's
     config. text_task: "base" where the head is the whole model's own, "causal_lm" where it is the text model's.
     text_ties: the text's own tie_word_embeddings ties the head too, as older configs have it.
-    ignored: fields that the classes do not size by. warning: what a user must know about the size of an image.
+    flat: the text's fields may stand in the whole model's config. ignored: fields that the classes do not size by. warning: what a user must know about the size of an image.
     """
 
     projector: Callable[[Parts], tuple[Block, ...]] | None = None
     vision: str = "vision_config"
     text_task: str = "base"
     text_ties: bool = False
+    flat: bool = False
     ignored: tuple[str, ...] = ()
     warning: str | None = None
 
@@ -75,13 +95,15 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
         UnsupportedModelError: the text, the tower or the class's task is not known here.
     """
     fields.ignore(*facts.ignored)
-    text, vision = fields.sub("text_config", task=facts.text_task), fields.sub(facts.vision, task="base")
+    fields.ignore(*_OUTER)
+    text = fields.sub("text_config", task=facts.text_task, flat=facts.flat)
+    vision = fields.sub(facts.vision, task="base")
     if text.data.model_type not in texts:
         raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
     if vision.data.model_type not in VISION:
         raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
-    text.ignore("tie_word_embeddings", "use_bidirectional_attention", "num_image_tokens")
-    vision.ignore("vocab_size", "projection_dim", "num_image_tokens", "tie_word_embeddings")
+    text.ignore(*_INNER)
+    vision.ignore(*_INNER, "vocab_size")
     language = texts[text.data.model_type](text)
     parts = Parts(fields=fields, text=text, vision=vision, facts=VISION[vision.data.model_type])
     projector = facts.projector(parts) if facts.projector is not None else ()

@@ -221,7 +221,7 @@ _IDEFICS3 = Multimodal(projector=_idefics3, warning=_TILES)
 _INTERNVL = Multimodal(projector=_internvl, ignored=(*_SELECTING, "vision_feature_layer"), warning=_TILES)
 _WHOLE_TOWER = Multimodal(warning=_NOMINAL)  # the tower ends in the text's width
 _GLM = Multimodal(text_ties=True)
-_QWEN = replace(_WHOLE_TOWER, text_ties=True)
+_QWEN = replace(_WHOLE_TOWER, text_ties=True, flat=True)
 
 MULTIMODAL: Mapping[str, Multimodal] = {
     "aya_vision": Multimodal(projector=_aya_vision, ignored=(*_SELECTING, "vision_feature_layer"), warning=_TILES),
@@ -238,7 +238,7 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "llava_next": replace(_LLAVA, projector=_llava_with_newline, text_ties=False, warning=_TILES),
     "lfm2_vl": Multimodal(projector=_lfm2_vl, warning=_TILES),
     "lighton_ocr": Multimodal(projector=_lighton_ocr),
-    "paddleocr_vl": Multimodal(projector=_paddleocr_vl, text_ties=True),
+    "paddleocr_vl": Multimodal(projector=_paddleocr_vl, text_ties=True, flat=True),
     "video_llama_3": Multimodal(projector=_video_llama_3, text_ties=True, warning=_NOMINAL),
     "llava_onevision": replace(_LLAVA, projector=_llava_with_newline, warning=_TILES),
     "idefics2": Multimodal(projector=_idefics2, ignored=("perceiver_config",), warning=_TILES),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from estimator.config import show
@@ -25,6 +26,14 @@ __all__ = ["network_families", "read_network"]
 
 # Published under a model type of their own, with the fields and classes of another.
 _RENAMED: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
+
+_ACTIVATION_FIELDS = (
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "text_config.hidden_act",
+    "text_config.hidden_activation",
+)
 
 Reader = Callable[[Fields], Network]
 
@@ -55,7 +64,20 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
     fields = Fields(values, data, task=data.classes[hf_class])
     network = reader(fields)
     fields.check_all_read()
+    network = replace(network, hidden_act=_hidden_act(fields))
     return network, hf_class, (*warnings, *fields.warnings)
+
+
+def _hidden_act(fields: Fields) -> str:
+    """The activation function's name, whatever the family calls the field; empty where none says it."""
+    for name in _ACTIVATION_FIELDS:
+        value = fields.raw(name)
+        if isinstance(value, str):
+            return value
+    projection = fields.raw("feed_forward_proj")  # t5: "relu" or "gated-gelu", which is written as gelu_new
+    if not isinstance(projection, str):
+        return ""
+    return "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
 
 
 def _model_type_of_class(values: Mapping[str, Any]) -> str:

@@ -238,7 +238,7 @@ def _head_blocks(fields: Fields, facts: Vision, word: str) -> tuple[Block, ...]:
 
 
 def _head_block(fields: Fields, facts: Vision, word: str) -> Block:
-    """pooler: a square matrix on one row; pooler_norm: a norm of it. norm: one of every row. label, double: a projection
+    """pooler: a square matrix on one row; pooler_norm: a norm of it. norm: one of each row. label, double: a projection
     of one row, or of two side by side, to the classes. pixels: a projection of every patch to its pixels.
     visual_tokens: a projection of every row to the visual vocabulary. projection: a matrix on one row.
     """
