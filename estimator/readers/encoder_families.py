@@ -14,6 +14,11 @@ from estimator.readers.fields import Fields
 
 __all__ = ["ENCODERS", "READERS"]
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _FULL_PRODUCTS = "attention is counted between all tokens; this family's approximation needs less on long inputs"
 _WINDOWED = "attention within windows is counted for inputs of whole windows, without global tokens"
 _BERT = Encoder()
@@ -22,6 +27,16 @@ _NO_POOLER = BERT_HEADS | {"base": ""}
 _DENSE = _NO_POOLER | {"sequence_classification": "dense label", "multiple_choice": "dense choice"}
 _POOLED = {task: words if "pooler" in words else f"pooler {words}" for task, words in BERT_HEADS.items()}
 _ROWS = _DENSE | {"question_answering": "ends"}
+# How the published checkpoints were trained; no class reads it.
+_XLM_TRAINING = _words(
+    """
+    amp attention_dropout_layer bptt clip_grad_norm clm_steps context_size encoder_only fp16 gelu_activation
+    group_by_size id2lang lang2id lambda_clm lambda_mlm langs lg_sampling_factor lgs mask_index max_batch_size max_len
+    max_vocab min_count mlm_steps n_dec_layers n_enc_layers reload_checkpoint reload_emb reload_model sample_alpha
+    same_enc_dec share_inout_emb sinusoidal_embeddings split_data stopping_criterion tokens_per_batch unk_index
+    use_memory word_blank word_dropout word_keep word_mask word_pred word_rand word_shuffle
+    """
+)
 _XLM = Encoder(
     segments=0,
     tables=blocks.language_tables,
@@ -29,7 +44,7 @@ _XLM = Encoder(
     make_feed_forward=blocks.fourfold,
     lm_transform=False,
     lm_untied_bias=False,
-    ignored=("causal",),
+    ignored=("causal", *_XLM_TRAINING),
     heads=_NO_POOLER
     | {"question_answering": "", "sequence_classification": "summary", "multiple_choice": "summary labels_choice"},
 )
@@ -42,7 +57,7 @@ _DEBERTA = Encoder(
     tables=layers.position_tables,
     make_attention=layers.disentangled_attention,
     dense_width="pooler_hidden_size",
-    ignored=("pooler_hidden_act",),
+    ignored=("pooler_hidden_act", "padding_idx"),
     heads=_DENSE,
 )
 _ROTARY = Encoder(
@@ -72,7 +87,7 @@ ENCODERS: Mapping[str, Encoder] = {
         intermediate_size="hidden_dim",
         heads=_DENSE,
         lm_untied_bias=False,
-        ignored=("sinusoidal_pos_embds",),
+        ignored=("sinusoidal_pos_embds", "tie_weights_"),
     ),
     "electra": Encoder(
         embedding_size="embedding_size",
@@ -183,6 +198,7 @@ ENCODERS: Mapping[str, Encoder] = {
     "xmod": replace(_ROBERTA, make_feed_forward=blocks.adapters, norm_first="pre_norm", final_norm="pre_norm"),
     "luke": Encoder(
         tables=blocks.entity_tables,
+        ignored=("bert_model_name", "cls_entity_prediction"),
         make_attention=blocks.entity_attention,
         behind=blocks.entity_extra,
         lm_tied=False,
@@ -200,7 +216,12 @@ ENCODERS: Mapping[str, Encoder] = {
         ignored=("use_tpu_fourier_optimizations", "tpu_short_seq_length"),
         heads=_POOLED,
     ),
-    "longformer": replace(_ROBERTA, make_attention=blocks.two_sided_attention, warning=_WINDOWED),
+    "longformer": replace(
+        _ROBERTA,
+        make_attention=blocks.two_sided_attention,
+        warning=_WINDOWED,
+        ignored=("attention_mode", "ignore_attention_mask", "onnx_export"),
+    ),
     "big_bird": Encoder(
         behind=blocks.question_head,
         ignored=("attention_type", "block_size", "num_random_blocks"),
@@ -230,6 +251,7 @@ ENCODERS: Mapping[str, Encoder] = {
         projection="always",
         lm_width="embedding_size",
         make_layers=layers.grouped_layers,
+        ignored=("net_structure_type", "gap_size", "down_scale_factor", "layers_to_keep", "num_memory_blocks"),
     ),
     "deberta": _DEBERTA,
     "deberta-v2": replace(_DEBERTA, make_attention=layers.disentangled_attention_v2),
@@ -250,7 +272,15 @@ ENCODERS: Mapping[str, Encoder] = {
         lm_untied_bias=False,
         dense_bias="classifier_bias",
         dense_norm="norm_bias",
-        ignored=("sparse_prediction", "sparse_pred_ignore_index"),
+        ignored=(
+            "sparse_prediction",
+            "sparse_pred_ignore_index",
+            "global_rope_theta",
+            "local_rope_theta",
+            "position_embedding_type",
+            "reference_compile",
+            "repad_logits_with_grad",
+        ),
         heads=_NO_POOLER
         | {
             "sequence_classification": "dense label",

@@ -339,7 +339,8 @@ def _read_side(fields: Fields, side: Side) -> None:
 def _is_tied(fields: Fields, facts: Seq2Seq) -> bool:
     given = fields.raw("tie_word_embeddings")
     if facts.always_tied and given is False:
-        fields.warnings.append("tie_word_embeddings is false, but the family's classes tie their head always")
+        text = "tie_word_embeddings is false, but its classes tie the head; a checkpoint may hold one of its own"
+        fields.warnings += [] if text in fields.warnings else [text]
     return facts.always_tied or given is None or fields.flag("tie_word_embeddings")
 
 

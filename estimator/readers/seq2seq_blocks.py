@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from estimator.blocks import attention, embedding, linear, norm, norm_weights
+from estimator.blocks import attention, embedding, feed_forward, linear, norm, norm_weights
 from estimator.errors import ConfigError
 from estimator.network import Block, Recurrence, Weight
 from estimator.readers.encoder_blocks import (
@@ -86,11 +86,13 @@ def blockwise_attention(fields: Fields, _index: int) -> tuple[Block, ...]:
     )
     keys = fields.size("block_size") + 2 * num_global
     block = _plain(hidden, heads, hidden, qkv_bias=False, output_bias=False)
-    again = tuple(replace(weight, stored=False) for weight in block.weights)
+    inner = feed_forward(hidden_size=hidden, intermediate_size=fields.size("encoder_ffn_dim"), gated=False)
+    again = tuple(replace(weight, stored=False) for weight in block.weights + inner.weights)
+    between = Recurrence(state_elements=0, token_flops=2 * 2 * hidden * num_global)
     products = Recurrence(state_elements=0, token_flops=2 * 2 * hidden * keys)
     return (
         replace(block, attention=None, recurrence=products, live_width=block.live_width + heads * keys),
-        Block(name="self_attn", part="attention", weights=again, positions=num_global),
+        Block(name="self_attn", part="attention", weights=again, recurrence=between, positions=num_global),
     )
 
 

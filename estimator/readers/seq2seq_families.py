@@ -16,6 +16,22 @@ __all__ = ["READERS", "SEQ2SEQ"]
 _FULL_PRODUCTS = "attention is counted between all tokens; this family's approximation needs less on long inputs"
 _WINDOWED = "attention within windows is counted for inputs of whole windows, without global tokens"
 _ROUTING = ("expert_capacity", "router_dtype", "router_ignore_padding_tokens")
+# Fields of published configs that no class reads.
+_UNREAD = (
+    "add_bias_logits",
+    "add_final_layer_norm",
+    "classif_dropout",
+    "do_blenderbot_90_layernorm",
+    "extra_layer_norm",
+    "extra_pos_embeddings",
+    "force_bos_token_to_be_generated",
+    "layernorm_variant",
+    "replacing_rate",
+    "save_step",
+    "static_position_embeddings",
+    "student_decoder_layers",
+    "student_encoder_layers",
+)
 _BART = Seq2Seq(extra_positions=2, embedding_norm=True, default_labels=3)
 _PEGASUS = Seq2Seq(norm_first=True, final_norm=True)
 _T5 = Seq2Seq(
@@ -33,7 +49,14 @@ _T5 = Seq2Seq(
     relative="first",
     always_tied=True,
     span_outputs=None,
-    ignored=("relative_attention_max_distance", "dense_act_fn", "is_gated_act", "scale_decoder_outputs"),
+    ignored=(
+        "relative_attention_max_distance",
+        "dense_act_fn",
+        "is_gated_act",
+        "scale_decoder_outputs",
+        "n_positions",
+        "scalable_attention",
+    ),
 )
 
 SEQ2SEQ: Mapping[str, Seq2Seq] = {
@@ -123,6 +146,11 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
         ignored=(
             "classifier_proj_size",
             "begin_suppress_tokens",
+            "forced_decoder_ids",
+            "alignment_heads",
+            "is_multilingual",
+            "lang_to_id",
+            "task_to_id",
             "median_filter_width",
             "mask_feature_length",
             "mask_feature_min_masks",
@@ -166,5 +194,6 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
 }
 
 READERS: Mapping[str, Callable[[Fields], Network]] = {
-    name: functools.partial(seq2seq_network, facts=facts) for name, facts in SEQ2SEQ.items()
+    name: functools.partial(seq2seq_network, facts=replace(facts, ignored=(*facts.ignored, *_UNREAD)))
+    for name, facts in SEQ2SEQ.items()
 }
