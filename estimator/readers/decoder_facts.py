@@ -16,6 +16,9 @@ from estimator.network import Block, Weight
 from estimator.readers.fields import Fields
 
 __all__ = [
+    "BIASED_ATTENTION",
+    "LLAMA",
+    "OLMO2",
     "Decoder",
     "Experts",
     "Flag",
@@ -241,3 +244,9 @@ def from_layer(start: int | str) -> Rule:
         return [index >= first for index in range(num_layers)]
 
     return rule
+
+
+# Rows that many others start from.
+BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
+LLAMA = dataclasses.replace(BIASED_ATTENTION, mlp_bias="mlp_bias")
+OLMO2 = dataclasses.replace(BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")

@@ -10,30 +10,35 @@ from dataclasses import replace
 
 from estimator.readers import decoder_oddities as odd
 from estimator.readers import gemma_blocks as gemma
-from estimator.readers.decoder_facts import Decoder, Windows, all_but_every, all_layers, from_layer
+from estimator.readers.decoder_facts import (
+    BIASED_ATTENTION,
+    LLAMA,
+    OLMO2,
+    Decoder,
+    Windows,
+    all_but_every,
+    all_layers,
+    from_layer,
+)
 from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
 from estimator.readers.odd_attention import differential_attention, modernbert_head, norm_behind_the_first_layer
 
 __all__ = ["DECODERS"]
 
-_PLAIN = Decoder()  # llama without its biases
-_LLAMA = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
-_BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
 _ALL_WINDOWED = Windows(layers=all_layers)
 _QWEN_WINDOWS = Windows(switch="use_sliding_window", layers=from_layer("max_window_layers"))
 _QWEN2 = Decoder(qkv_bias=True, windows=_QWEN_WINDOWS)
-_QWEN3 = replace(_BIASED_ATTENTION, has_qk_norm=True, windows=_QWEN_WINDOWS)
+_QWEN3 = replace(BIASED_ATTENTION, has_qk_norm=True, windows=_QWEN_WINDOWS)
 _BOTH_SIDES = "use_bidirectional_attention"
 _GEMMA2 = replace(
-    _BIASED_ATTENTION,
+    BIASED_ATTENTION,
     bidirectional=_BOTH_SIDES,
     norms=4,
     ignored=("sliding_window_size",),
     windows=Windows(layers=all_but_every(2)),
 )
 _GLM = Decoder(qkv_bias="attention_bias")
-_OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
-_COHERE = replace(_BIASED_ATTENTION, norm="layer_norm_without_bias", norms=1, qk_norm="per_head")
+_COHERE = replace(BIASED_ATTENTION, norm="layer_norm_without_bias", norms=1, qk_norm="per_head")
 
 _COHERE2_REQUIRED = {
     "order_of_interleaved_layers": ("local_attn_first", None),
@@ -79,44 +84,44 @@ _GPT_BLOOM = replace(_GPT, positions="none", embedding_norm=True, intermediate_s
 
 DECODERS: Mapping[str, Decoder] = {
     # llama and its renamings
-    "llama": _LLAMA,
+    "llama": LLAMA,
     "mistral": Decoder(windows=_ALL_WINDOWED),
-    "arcee": replace(_LLAMA, gated=False),
-    "bitnet": replace(_BIASED_ATTENTION, square=True, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
+    "arcee": replace(LLAMA, gated=False),
+    "bitnet": replace(BIASED_ATTENTION, square=True, attention_extra=odd.bitnet_norm, mlp_extra=odd.bitnet_mlp_norm),
     "cwm": Decoder(mlp_bias="mlp_bias", windows=Windows(layers=all_but_every(4, first=0))),
-    "diffllama": replace(_BIASED_ATTENTION, attention_block=differential_attention),
+    "diffllama": replace(BIASED_ATTENTION, attention_block=differential_attention),
     "ernie4_5": Decoder(qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias"),
-    "exaone": _LLAMA,
-    "gemma": replace(_BIASED_ATTENTION, bidirectional=_BOTH_SIDES),
+    "exaone": LLAMA,
+    "gemma": replace(BIASED_ATTENTION, bidirectional=_BOTH_SIDES),
     "glm": _GLM,
-    "granite": _LLAMA,
-    "granite_swa": replace(_LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
+    "granite": LLAMA,
+    "granite_swa": replace(LLAMA, sinks=True, windows=Windows(layers=all_but_every(4, first=0))),
     "helium": Decoder(square=True, qkv_bias="attention_bias", mlp_bias="mlp_bias"),
     "hunyuan_v1_dense": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         has_qk_norm=True,
         ignored=HUNYUAN_IGNORED,
         required=HUNYUAN_REQUIRED | {"num_experts": (1, None)},
     ),
-    "hyperclovax": replace(_LLAMA, norms=lambda fields: 4 if fields.flag("use_post_norm") else 2),
-    "internlm3": _LLAMA,
-    "iquestcoder": _LLAMA,
+    "hyperclovax": replace(LLAMA, norms=lambda fields: 4 if fields.flag("use_post_norm") else 2),
+    "internlm3": LLAMA,
+    "iquestcoder": LLAMA,
     "ministral": Decoder(windows=_ALL_WINDOWED),
     "ministral3": Decoder(windows=_ALL_WINDOWED),
-    "nanochat": replace(_BIASED_ATTENTION, norm="none", gated=False),
+    "nanochat": replace(BIASED_ATTENTION, norm="none", gated=False),
     "phi3": Decoder(windows=_ALL_WINDOWED, required={"full_attn_mod": (1, None), "interpolate_factor": (1, None)}),
     "seed_oss": Decoder(qkv_bias="attention_bias", output_bias="attention_out_bias", mlp_bias="mlp_bias"),
-    "smollm3": replace(_LLAMA, windows=Windows(switch="use_sliding_window", layers=odd.layers_without_rope)),
+    "smollm3": replace(LLAMA, windows=Windows(switch="use_sliding_window", layers=odd.layers_without_rope)),
     # norms on queries and keys, more norms, windows
     "apertus": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         gated=False,
         has_qk_norm=True,
         mlp_extra=odd.xielu_vectors,
         required={"qk_norm": (True, None)},
     ),
     "apertus1p5_text": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         gated=False,
         has_qk_norm=True,
         mlp_extra=odd.xielu_vectors,
@@ -131,7 +136,7 @@ DECODERS: Mapping[str, Decoder] = {
         windows=Windows(layers=all_but_every(4, field="sliding_window_pattern")),
     ),
     "doge": replace(
-        _LLAMA,
+        LLAMA,
         has_qk_norm=True,
         windows=_ALL_WINDOWED,
         attention_extra=odd.doge_attention,
@@ -164,15 +169,15 @@ DECODERS: Mapping[str, Decoder] = {
         required={"use_bidirectional_attention": (None, False, "vision")},
     ),
     "glm4": replace(_GLM, norms=4),
-    "olmo": replace(_BIASED_ATTENTION, norm="none"),
-    "olmo2": _OLMO2,
-    "olmo3": replace(_OLMO2, windows=Windows(layers=all_but_every(4))),
+    "olmo": replace(BIASED_ATTENTION, norm="none"),
+    "olmo2": OLMO2,
+    "olmo3": replace(OLMO2, windows=Windows(layers=all_but_every(4))),
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "vaultgemma": replace(_GEMMA2, norms=2, bidirectional=False),
     # latent attention
-    "minicpm3": replace(_LLAMA, latent=True, output_bias=False),
-    "youtu": replace(_LLAMA, latent=True, output_bias=False),
+    "minicpm3": replace(LLAMA, latent=True, output_bias=False),
+    "youtu": replace(LLAMA, latent=True, output_bias=False),
     # GPT-2 and its renamings
     "biogpt": replace(_GPT, positions="learned", extra_positions=2),
     "bloom": replace(_GPT_BLOOM, renamed={"n_embed": "hidden_size"}, ignored=_BLOOM_IGNORED),
@@ -210,7 +215,7 @@ DECODERS: Mapping[str, Decoder] = {
         ignored=("is_decoder",),
     ),
     "gptj": _GPTJ,
-    "jais2": replace(_LLAMA, norm="layer_norm", gated=False),
+    "jais2": replace(LLAMA, norm="layer_norm", gated=False),
     "modernbert-decoder": Decoder(
         norm=odd.norm_with_optional_bias,
         norms=1,
@@ -248,7 +253,7 @@ DECODERS: Mapping[str, Decoder] = {
             "no_bias": (True,),
         },
     ),
-    "nemotron": replace(_LLAMA, norm="layer_norm", gated=False),
+    "nemotron": replace(LLAMA, norm="layer_norm", gated=False),
     "openai-gpt": replace(
         _GPT,
         ignored=("predict_special_tokens",),

@@ -7,13 +7,21 @@ from dataclasses import replace
 
 from estimator.readers import decoder_oddities as odd
 from estimator.readers import odd_attention as special
-from estimator.readers.decoder_facts import Decoder, Experts, Windows, all_but_every, all_layers, from_layer
+from estimator.readers.decoder_facts import (
+    BIASED_ATTENTION,
+    LLAMA,
+    OLMO2,
+    Decoder,
+    Experts,
+    Windows,
+    all_but_every,
+    all_layers,
+    from_layer,
+)
 from estimator.readers.fields import Fields
 
 __all__ = ["EXPERT_DECODERS", "HUNYUAN_IGNORED", "HUNYUAN_REQUIRED"]
 
-_LLAMA = Decoder(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias")
-_BIASED_ATTENTION = Decoder(qkv_bias="attention_bias", output_bias="attention_bias")
 # Experts as wide as the dense layers would be, in every layer.
 _MIXTRAL = Experts(num_experts="num_local_experts", intermediate_size="intermediate_size", layers=all_layers)
 _OLMOE = replace(_MIXTRAL, num_experts="num_experts")
@@ -30,7 +38,7 @@ _DEEPSEEK = Experts(
 _NEXT_TOKENS = ("num_nextn_predict_layers",)
 _ONE = {"moe_layer_freq": (1, None)}
 _DEEPSEEK_V3 = Decoder(latent=True, qkv_bias="attention_bias", ignored=_NEXT_TOKENS, required=_ONE, experts=_DEEPSEEK)
-_OLMO2 = replace(_BIASED_ATTENTION, has_qk_norm=True, qk_norm="full")
+_GLM4 = Decoder(qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK)
 _GRANITE_SWA = Windows(layers=all_but_every(4, first=0))
 
 
@@ -89,7 +97,7 @@ HUNYUAN_IGNORED = (
 
 EXPERT_DECODERS: Mapping[str, Decoder] = {
     "afmoe": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         norms=4,
         has_qk_norm=True,
         attention_extra=odd.gate_projection,
@@ -102,7 +110,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         ),
     ),
     "aria_text": replace(
-        _LLAMA,
+        LLAMA,
         experts=Experts(
             num_experts="moe_num_experts",
             num_experts_per_tok="moe_topk",
@@ -114,7 +122,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     ),
     "axk1": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=odd.axk_layers, others=odd.axk_norm), required={}),
     "beam": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         norms=4,
         has_qk_norm=True,
         attention_extra=odd.beam_gate,
@@ -122,7 +130,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         experts=Experts(num_experts="num_experts", layers=from_layer(3)),
     ),
     "cohere2_moe": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         norm="layer_norm_without_bias",
         norms=1,
         windows=Windows(layers=odd.cohere_layers),
@@ -153,7 +161,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": replace(_DEEPSEEK_V3, layer_blocks=special.indexer, ignored=(*_NEXT_TOKENS, "mlp_bias")),
     "dots1": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         has_qk_norm=True,
         windows=Windows(layers=from_layer("max_window_layers")),
         ignored=_NEXT_TOKENS,
@@ -192,9 +200,9 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         ),
         ignored=_NEXT_TOKENS,
     ),
-    "flex_olmo": replace(_OLMO2, experts=_OLMOE),
+    "flex_olmo": replace(OLMO2, experts=_OLMOE),
     "flint": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         sinks=True,
         has_qk_norm=True,
         windows=Windows(layers=all_but_every(4, first=1, also=(0, -1))),
@@ -205,7 +213,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         layer_blocks=special.shared_indexer,
         ignored=(*_NEXT_TOKENS, "mlp_bias", "index_topk", "index_n_heads", "index_head_dim"),
     ),
-    "glm4_moe": Decoder(qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK),
+    "glm4_moe": _GLM4,
     "glm4_moe_lite": replace(_DEEPSEEK_V3, experts=replace(_DEEPSEEK, layers=from_layer(1))),
     "gpt_oss": Decoder(
         qkv_bias="attention_bias",
@@ -215,25 +223,25 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         experts=replace(_MIXTRAL, bias=True, router_bias=True),
         ignored=("experts_per_token",),
     ),
-    "granitemoe": replace(_BIASED_ATTENTION, experts=_MIXTRAL),
+    "granitemoe": replace(BIASED_ATTENTION, experts=_MIXTRAL),
     "granitemoe_swa": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         sinks=True,
         windows=_GRANITE_SWA,
         experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size"),
     ),
     "granitemoeshared": replace(
-        _BIASED_ATTENTION, experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size")
+        BIASED_ATTENTION, experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size")
     ),
     "hunyuan_v1_moe": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         has_qk_norm=True,
         ignored=HUNYUAN_IGNORED,
         required=HUNYUAN_REQUIRED,
         experts=replace(_OLMOE, num_experts_per_tok=odd.hunyuan_active_experts, num_shared=1),
     ),
     "hy_v3": replace(
-        _LLAMA,
+        LLAMA,
         has_qk_norm=True,
         experts=Experts(
             num_experts="num_experts", layers=from_layer(1), num_shared="num_shared_experts", shared_bias="mlp_bias"
@@ -266,7 +274,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         required={"moe_apply_router_weight_on_input": (False,)},
     ),
     "llama4_text": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         windows=Windows(field="attention_chunk_size", layers=odd.layers_with_rope),
         intermediate_size="intermediate_size_mlp",
         experts=replace(_MIXTRAL, layers=odd.interleaved_layers, num_shared=1),
@@ -281,7 +289,7 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         layer_blocks=special.longcat_blocks,
     ),
     "mellum": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         has_qk_norm=True,
         windows=Windows(layers=_no_layers),
         experts=Experts(num_experts="num_experts", layers=all_layers),
@@ -309,11 +317,11 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         intermediate_size="dense_intermediate_size",
         experts=replace(_MIXTRAL, shared_intermediate_size="shared_intermediate_size"),
     ),
-    "mistral4": replace(_DEEPSEEK_V3),
+    "mistral4": _DEEPSEEK_V3,
     "mixtral": Decoder(windows=Windows(layers=all_layers), experts=_MIXTRAL),
-    "olmoe": replace(_OLMO2, square=True, experts=_OLMOE),
+    "olmoe": replace(OLMO2, square=True, experts=_OLMOE),
     "phimoe": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         norm="layer_norm",
         head_bias="lm_head_bias",
         windows=Windows(layers=all_layers),
@@ -325,15 +333,13 @@ EXPERT_DECODERS: Mapping[str, Decoder] = {
         experts=_QWEN2,
     ),
     "qwen3_moe": replace(
-        _BIASED_ATTENTION,
+        BIASED_ATTENTION,
         has_qk_norm=True,
         windows=Windows(switch="use_sliding_window", layers=all_layers),
         experts=Experts(num_experts="num_experts", layers=odd.sparse_steps),
     ),
     "sarvam_mla": _DEEPSEEK_V3,
-    "sarvam_moe": Decoder(
-        qkv_bias="attention_bias", has_qk_norm="use_qk_norm", ignored=_NEXT_TOKENS, experts=_DEEPSEEK
-    ),
+    "sarvam_moe": _GLM4,
     "solar_open": Decoder(
         qkv_bias="attention_bias", ignored=_NEXT_TOKENS, experts=replace(_DEEPSEEK, layers=all_layers)
     ),
