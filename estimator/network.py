@@ -207,6 +207,8 @@ class Network:
     encoder: one pass over the input. encoder-decoder: the stack before the last reads the prompt, the last one starts
     from a single token. `max_position_embeddings` is the longest sequence as far as known; with `learned_positions`
     there is no row beyond it. With `has_only_weights` nothing but weights is known: no cache, no FLOPs, no time.
+    `hidden_act` names the activation function as config.json does, empty where it is not known; it decides how much of
+    a feed-forward training keeps.
     """
 
     architecture: str
@@ -216,6 +218,7 @@ class Network:
     max_position_embeddings: int | None = None
     learned_positions: bool = False
     has_only_weights: bool = False
+    hidden_act: str = ""
 
     @property
     def is_causal(self) -> bool:

@@ -3,112 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from estimator.config import TransformerConfig
 from estimator.errors import InputError
-from estimator.kept_activations import kept_bytes
-from estimator.network import Network, Weight, stored_weights
+from estimator.kept_activations import Keeping, loss_bytes
+from estimator.lora import adapters, frozen_bytes
+from estimator.memory import count_weight_bytes
+from estimator.network import Block, Network, Weight, stored_weights
+from estimator.optimizer_states import optimizer_bytes
+from estimator.training_plan import (
+    CHECKPOINTING,
+    OPTIMIZERS,
+    PRECISIONS,
+    SERVER_STATES,
+    ContinualPlan,
+    FederatedPlan,
+    LoraPlan,
+    ParallelPlan,
+    TrainingPlan,
+)
+from estimator.training_stages import Stage, divide_network
 from estimator.weights import network_of
+from estimator.workload import Workload
 
 __all__ = [
     "CHECKPOINTING",
     "OPTIMIZERS",
     "PRECISIONS",
+    "ContinualPlan",
+    "FederatedMemory",
+    "FederatedPlan",
+    "LoraPlan",
+    "ParallelPlan",
     "TrainingMemory",
     "TrainingPlan",
+    "estimate_federated_memory",
     "estimate_training_memory",
     "optimizer_bytes",
 ]
 
-# What a training step keeps per parameter, by precision: (weights, gradients, optimizer state, further copies).
-# fp32 and bf16: everything in that type, as PyTorch's optimizers do. amp-*: fp32 throughout, and the half-precision
-# copies that autocast caches. mixed-*: half-precision weights and gradients beside fp32 master weights and states, as
-# Megatron and DeepSpeed do (ZeRO, arXiv:1910.02054, section 3.1: 2 + 2 + 12 bytes with Adam).
-PRECISIONS = {
-    "fp32": (4, 4, 4, 0),
-    "bf16": (2, 2, 2, 0),
-    "amp-fp16": (4, 4, 4, 2),
-    "amp-bf16": (4, 4, 4, 2),
-    "mixed-fp16": (2, 2, 4, 4),
-    "mixed-bf16": (2, 2, 4, 4),
-}
-OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam", "adamw", "lamb", "adafactor", "adam-8bit", "muon")
-CHECKPOINTING = ("none", "selective", "full", "reversible")
-_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "lamb": 2}
-# bitsandbytes: two states of one byte per element, and an fp32 maximum for each block of 256; tensors of fewer than
-# 4,096 elements stay in fp32. Source: Dettmers et al., arXiv:2110.02861, and the package's `min_8bit_size`.
-_BLOCK_8BIT, _LEAST_8BIT = 256, 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
-    """How a model is trained. `batch_size` is the micro-batch of one device and step.
-
-    checkpointing: none keeps what backward needs; selective computes attention scores again; full keeps the input of
-        each layer; reversible keeps the output of the last.
-    lora_rank: only adapters of this rank on the layers' linears are trained, 0 trains everything; `base_dtype` is then
-        the type of the frozen weights (int4 for QLoRA), None for that of the precision.
-    fused_attention: scores are not kept. zero_stage: 1 shards optimizer states over `data_parallel` devices, 2 also
-        gradients, 3 also weights. tensor_parallel and pipeline_parallel divide layers' weights and activations.
-    ewc: elastic weight consolidation keeps a Fisher diagonal and an anchor copy of every trained weight.
-    replay_samples: sequences of token ids in a replay buffer on the device. columns: frozen earlier columns of a
-        progressive network. sparse_masks: a bit mask (one byte) for every trained matrix.
-    """
-
-    batch_size: int = 1
-    sequence_length: int = 1024
-    optimizer: str = "adamw"
-    precision: str = "mixed-bf16"
-    checkpointing: str = "none"
-    fused_attention: bool = True
-    gradient_accumulation_steps: int = 1
-    lora_rank: int = 0
-    base_dtype: str | None = None
-    zero_stage: int = 0
-    data_parallel: int = 1
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    ewc: bool = False
-    replay_samples: int = 0
-    columns: int = 0
-    sparse_masks: bool = False
-
-    def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "sequence_length",
-            "gradient_accumulation_steps",
-            "data_parallel",
-            "tensor_parallel",
-            "pipeline_parallel",
-        )
-        for name in (*positive, "lora_rank", "replay_samples", "columns", "zero_stage"):
-            value, least = getattr(self, name), 1 if name in positive else 0
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-                raise InputError(f"{name} must be an integer from {least} to 2^31 - 1, not {value!r}")
-        for name, allowed in (
-            ("optimizer", OPTIMIZERS),
-            ("precision", tuple(PRECISIONS)),
-            ("checkpointing", CHECKPOINTING),
-            ("zero_stage", (0, 1, 2, 3)),
-            ("base_dtype", (None, "fp32", "fp16", "bf16", "fp8", "int8", "int4")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}, not {getattr(self, name)!r}")
-        if self.zero_stage and self.data_parallel == 1:
-            raise InputError("zero_stage shards over data_parallel devices; set data_parallel to 2 or more")
-        if self.base_dtype is not None and not self.lora_rank:
-            raise InputError("base_dtype is the type of frozen weights; it needs a lora_rank")
+_TOKEN_ID_BYTES, _FP32_BYTES = 8, 4  # PyTorch's token ids are int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """Bytes on one device at the peak of a training step; all modelled.
+    """Bytes on one device at the peak of a training step, on the device that needs most; all modelled.
 
-    `copies_bytes` are master weights or autocast's half-precision copies; `loss_bytes` the logits and what the loss
-    makes of them; `extras_bytes` what the plan adds by name.
+    `trained_params` are the whole model's. `copies_bytes` are master weights, or the copies that autocast makes;
+    `loss_bytes` the logits and what the loss makes of them; `extras_bytes` what the plan adds by name. `stage` is the
+    place of that device in the pipeline.
     """
 
     trained_params: int
@@ -119,116 +64,223 @@ class TrainingMemory:
     activations_bytes: int
     loss_bytes: int
     extras_bytes: dict[str, int] = field(default_factory=dict)
+    stage: int = 0
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Kind -> bytes; they add up to the total."""
+        return {
+            "weights_bytes": self.weights_bytes,
+            "gradients_bytes": self.gradients_bytes,
+            "optimizer_bytes": self.optimizer_bytes,
+            "copies_bytes": self.copies_bytes,
+            "activations_bytes": self.activations_bytes,
+            "loss_bytes": self.loss_bytes,
+            **self.extras_bytes,
+        }
 
     @property
     def total_bytes(self) -> int:
-        kinds = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes, self.copies_bytes)
-        return sum(kinds) + self.activations_bytes + self.loss_bytes + sum(self.extras_bytes.values())
+        """Bytes of all kinds."""
+        return sum(self.by_kind.values())
 
 
-def estimate_training_memory(model: TransformerConfig | Network, plan: TrainingPlan) -> TrainingMemory:
-    """Bytes on one device at the peak of a step: the end of the forward pass, when the loss is computed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederatedMemory:
+    """Bytes of a round of federated learning: what moves, and what the server holds when the updates are in.
 
-    Gradients exist from the end of the first backward pass on, so they count at the peak of every later step.
+    A client's memory is that of the training step on its device, the `TrainingMemory` of the same plan.
+    """
 
-    Ignores: temporary buffers of communication and of the optimizer's step, fragmentation.
+    down_bytes_per_client: int
+    up_bytes_per_client: int
+    round_bytes: int
+    server_weights_bytes: int
+    server_updates_bytes: int
+    server_optimizer_bytes: int
+
+    @property
+    def server_bytes(self) -> int:
+        """Bytes on the server."""
+        return self.server_weights_bytes + self.server_updates_bytes + self.server_optimizer_bytes
+
+
+def estimate_training_memory(
+    model: TransformerConfig | Network, plan: TrainingPlan, teacher: TransformerConfig | Network | None = None
+) -> TrainingMemory:
+    """Bytes on the fullest device at the peak of a step: when the loss passes its gradient back.
+
+    Gradients count beside the activations: they are there when micro-batches are accumulated, when buffers of data
+    parallelism hold them, and when they are zeroed in place. A loop that frees them before each forward pass peaks
+    lower, by up to their bytes. `teacher` is the network to distil from, with the plan's `teacher_dtype`.
+
+    Ignores: temporary buffers of communication, of the optimizer's step and of dequantised matrices; fragmentation.
+
+    Raises:
+        InputError: the plan does not fit the model: too many stages or tensor-parallel devices, no matrix to adapt, or
+            a teacher without its type.
     """
     network = network_of(model)
-    per_weight, per_gradient, per_state, per_copy = PRECISIONS[plan.precision]
-    base = [weight for _, _, weight in stored_weights(network)]
-    trained = list(_adapters(base, plan.lora_rank)) if plan.lora_rank else base
-    shares = _Shares(plan)
-    base_elements, trained_elements = _elements(base), _elements(trained)
-    weights = base_elements * per_weight
-    if plan.lora_rank:
-        frozen = base_elements * per_weight if plan.base_dtype is None else _frozen_bytes(base, plan)
-        weights = frozen + trained_elements * per_weight
-    kept, loss = kept_bytes(network, plan.batch_size, plan.sequence_length, plan)
-    return TrainingMemory(
-        trained_params=trained_elements,
-        weights_bytes=shares.of_weights(weights, from_stage=3),
-        gradients_bytes=shares.of_weights(trained_elements * per_gradient, from_stage=2),
-        optimizer_bytes=shares.of_weights(optimizer_bytes(trained, plan.optimizer, per_state), from_stage=1),
-        copies_bytes=shares.of_weights(trained_elements * per_copy, from_stage=1),
-        activations_bytes=shares.of_activations(kept),
-        loss_bytes=_divide(loss, plan.tensor_parallel),
-        extras_bytes=_extras(base_elements, trained, plan, per_weight),
+    _check_plan(network, plan, teacher)
+    stages = divide_network(network, plan.parallel.pipeline)
+    memories = [_stage_memory(network, stage, plan, teacher) for stage in stages]
+    return max(memories, key=lambda memory: memory.total_bytes)
+
+
+def estimate_federated_memory(model: TransformerConfig | Network, plan: TrainingPlan) -> FederatedMemory:
+    """Bytes that move in a round, and on the server, which keeps every client's update until all are in.
+
+    Weights travel in the precision's type. The server holds the whole model in that type, the update of each client
+    in it too, and its optimizer's states in fp32.
+    """
+    assert plan.federated is not None
+    network, per_weight = network_of(model), PRECISIONS[plan.precision][0]
+    whole = sum(weight.num_elements for _, _, weight in stored_weights(network))
+    sends_all = plan.lora is None or plan.federated.exchange == "full"
+    exchanged = whole if sends_all else _trained_params(network, plan)
+    clients, adapters_elements = plan.federated.clients_per_round, 0 if sends_all else exchanged
+    return FederatedMemory(
+        down_bytes_per_client=exchanged * per_weight,
+        up_bytes_per_client=exchanged * per_weight,
+        round_bytes=2 * clients * exchanged * per_weight,
+        server_weights_bytes=(whole + adapters_elements) * per_weight,
+        server_updates_bytes=clients * exchanged * per_weight,
+        server_optimizer_bytes=SERVER_STATES[plan.federated.server_optimizer] * exchanged * _FP32_BYTES,
     )
 
 
-def optimizer_bytes(weights: Iterable[Weight], optimizer: str, state_bytes: int) -> int:
-    """Bytes of the optimizer's states, `state_bytes` per element.
+def _check_plan(network: Network, plan: TrainingPlan, teacher: TransformerConfig | Network | None) -> None:
+    if network.has_only_weights:
+        raise InputError("training cannot be sized from weights alone; give a config.json")
+    if (teacher is None) != (plan.teacher_dtype is None):
+        raise InputError("distillation needs both a teacher and its teacher_dtype")
+    heads = [block.attention.num_attention_heads for block in network.main.blocks if block.attention is not None]
+    if heads and plan.parallel.tensor > min(heads):
+        raise InputError(f"tensor must be at most the {min(heads)} attention heads, not {plan.parallel.tensor}")
+    if plan.lora is not None and not _trained_params(network, plan):
+        raise InputError(f"the model has no matrix that {plan.lora.targets} targets; choose other targets")
 
-    adafactor keeps a row and a column of every matrix (arXiv:1804.04235). muon keeps one momentum for the matrices of
-    the layers and AdamW's two states for everything else. adam-8bit: see the comment above.
+
+def _stage_memory(
+    network: Network, stage: Stage, plan: TrainingPlan, teacher: TransformerConfig | Network | None
+) -> TrainingMemory:
+    per_weight, _, per_state, per_copy = PRECISIONS[plan.precision]
+    base = [_share(weight, plan) for _, weight in stage.weights]
+    trained = base if plan.lora is None else [_share(weight, plan) for weight in _adapters(stage.weights, plan.lora)]
+    elements, dp = _elements(trained), _Sharding(plan)
+    weights = elements * per_weight
+    if plan.lora is not None:
+        weights += frozen_bytes(base, plan.lora, plan.precision)
+    activations, loss = _activations(network, stage, plan)
+    copies = elements * per_copy if plan.precision.startswith("mixed") else _autocast_bytes(network, stage, plan)
+    return TrainingMemory(
+        trained_params=_trained_params(network, plan),
+        weights_bytes=dp.divide(weights, from_stage=3),
+        gradients_bytes=dp.divide(elements * plan.gradient_bytes, from_stage=2),
+        optimizer_bytes=dp.divide(optimizer_bytes(trained, plan.optimizer, per_state), from_stage=1),
+        copies_bytes=dp.divide(copies, from_stage=1) if plan.precision.startswith("mixed") else copies,
+        activations_bytes=activations,
+        loss_bytes=loss,
+        extras_bytes=_extras(network, stage, trained, plan) | _teacher_bytes(network, stage, plan, teacher),
+        stage=stage.index,
+    )
+
+
+def _activations(network: Network, stage: Stage, plan: TrainingPlan) -> tuple[int, int]:
+    """Bytes kept on a device, and of the loss. While a layer is computed again the loss is gone already."""
+    kept, again = stage.kept(network, Keeping.of(network, plan))
+    loss = -(-loss_bytes(network, plan) // plan.parallel.tensor) if stage.is_last else 0
+    held = kept.of_device(plan) * stage.micro_batches(plan)
+    return held + max(0, again.of_device(plan) - loss), loss
+
+
+def _autocast_bytes(network: Network, stage: Stage, plan: TrainingPlan) -> int:
+    """Half-precision copies of every matrix and bias that autocast multiplies with; experts stay as they are.
+
+    Checkpointed layers make theirs again, so that only those of the head are there when the loss is computed.
     """
-    return sum(weight.copies * _state_bytes(weight, optimizer, state_bytes) for weight in weights)
+    weights = list(stage.weights)
+    if stage.index == 0 and stage.is_last:
+        weights += [(block, weight) for block in network.main.after for weight in block.weights if not weight.stored]
+    if plan.checkpointing in ("full", "reversible"):
+        weights = [(block, weight) for block, weight in weights if block.part == "head"]
+    multiplied = (
+        _share(weight, plan)
+        for block, weight in weights
+        if (weight.role in ("linear", "bias") or block.part == "head") and not weight.name.startswith("experts.")
+    )
+    return PRECISIONS[plan.precision][3] * sum(weight.copies * math.prod(weight.shape) for weight in multiplied)
 
 
-def _state_bytes(weight: Weight, optimizer: str, state_bytes: int) -> int:
-    elements = math.prod(weight.shape)
-    if optimizer == "adafactor":
-        is_factored = len(weight.shape) >= 2
-        kept = math.prod(weight.shape[:-2]) * (weight.shape[-2] + weight.shape[-1]) if is_factored else elements
-        return kept * state_bytes
-    if optimizer == "adam-8bit":
-        if elements < _LEAST_8BIT:
-            return 2 * 4 * elements
-        return 2 * (elements + 4 * -(-elements // _BLOCK_8BIT))
-    if optimizer == "muon":
-        is_matrix = weight.role == "linear" and weight.quantized
-        return (1 if is_matrix else 2) * elements * state_bytes
-    return _STATES[optimizer] * elements * state_bytes
-
-
-def _adapters(base: list[Weight], rank: int) -> Iterable[Weight]:
-    """LoRA's two factors of every linear in the layers, A [rank, in] and B [out, rank]. Source: arXiv:2106.09685."""
-    for weight in base:
-        if weight.role == "linear" and weight.quantized:
-            out, inner = weight.shape
-            for shape in ((rank, inner), (out, rank)):
-                yield Weight(name=f"{weight.name}.lora", shape=shape, copies=weight.copies)
-
-
-def _frozen_bytes(base: list[Weight], plan: TrainingPlan) -> int:
-    from estimator.memory import weight_bytes
-    from estimator.workload import Workload
-
-    assert plan.base_dtype is not None
-    activations = "fp32" if plan.precision == "fp32" else "bf16"
-    workload = Workload(weight_dtype=plan.base_dtype, activation_dtype=activations)
-    return sum(weight_bytes(weight, workload) for weight in base)
-
-
-def _extras(base_elements: int, trained: list[Weight], plan: TrainingPlan, per_weight: int) -> dict[str, int]:
-    elements = _elements(trained)
-    extras = {}
-    if plan.ewc:
+def _extras(network: Network, stage: Stage, trained: list[Weight], plan: TrainingPlan) -> dict[str, int]:
+    per_weight, elements = PRECISIONS[plan.precision][0], _elements(trained)
+    continual, extras = plan.continual, {}
+    if continual.ewc:
         extras["ewc_fisher_bytes"] = elements * per_weight
         extras["ewc_anchor_bytes"] = elements * per_weight
-    if plan.replay_samples:
-        extras["replay_buffer_bytes"] = plan.replay_samples * plan.sequence_length * 8  # token ids are int64
-    if plan.columns:
-        extras["columns_bytes"] = plan.columns * base_elements * per_weight
+    if continual.replay_samples:
+        extras["replay_buffer_bytes"] = continual.replay_samples * plan.sequence_length * _TOKEN_ID_BYTES
+    if continual.columns:
+        columns, laterals = continual.columns, continual.columns * (continual.columns + 1) // 2
+        lateral = sum(_divide(stack.hidden_size**2, plan.parallel.tensor) for stack, _ in stage.layers)
+        whole = sum(_share(weight, plan).num_elements for _, weight in stage.weights)
+        extras["columns_bytes"] = (columns * whole + laterals * lateral) * per_weight
     if plan.sparse_masks:
         extras["masks_bytes"] = sum(weight.num_elements for weight in trained if weight.role == "linear")
     return extras
 
 
-class _Shares:
-    """What one device holds of the whole."""
+def _teacher_bytes(
+    network: Network, stage: Stage, plan: TrainingPlan, teacher: TransformerConfig | Network | None
+) -> dict[str, int]:
+    """The teacher's weights, frozen; on the device of the loss its logits, and at the widest moment of a loss on softened
+    probabilities three more fp32 tensors of their size: the teacher's probabilities, the student's and their product.
+    """
+    if teacher is None or plan.teacher_dtype is None:
+        return {}
+    of = network_of(teacher)
+    activations = "fp32" if plan.precision == "fp32" else "bf16"
+    workload = Workload(weight_dtype=plan.teacher_dtype, activation_dtype=activations)
+    parts = plan.parallel.tensor * plan.parallel.pipeline
+    found = {"teacher_weights_bytes": _divide(count_weight_bytes(of, workload), parts)}
+    if stage.is_last:
+        rows = plan.batch_size * (network.main.length or plan.sequence_length)
+        logit_bytes = 4 if plan.precision == "fp32" else 2
+        logits = rows * of.logits_width * (logit_bytes + 3 * _FP32_BYTES)
+        found["teacher_logits_bytes"] = _divide(logits, plan.parallel.tensor)
+    return found
+
+
+class _Sharding:
+    """What one of the data-parallel devices holds."""
 
     def __init__(self, plan: TrainingPlan) -> None:
-        self._plan = plan
-        self._model_parallel = plan.tensor_parallel * plan.pipeline_parallel
+        self._plan = plan.parallel
 
-    def of_weights(self, whole: int, *, from_stage: int) -> int:
-        sharded = self._plan.data_parallel if self._plan.zero_stage >= from_stage else 1
-        return _divide(whole, self._model_parallel * sharded)
+    def divide(self, whole: int, *, from_stage: int) -> int:
+        return _divide(whole, self._plan.data) if self._plan.zero_stage >= from_stage else whole
 
-    def of_activations(self, whole: int) -> int:
-        # the first stage of a pipeline holds as many micro-batches in flight as there are stages
-        return _divide(whole, self._plan.tensor_parallel)
+
+def _trained_params(network: Network, plan: TrainingPlan) -> int:
+    if plan.lora is None:
+        return _elements(weight for _, _, weight in stored_weights(network))
+    owned = [block for stack in network.stacks for _, block, owns in stack.named_blocks() if owns]
+    return _elements(_adapters(((block, weight) for block in owned for weight in block.weights), plan.lora))
+
+
+def _adapters(weights: Iterable[tuple[Block, Weight]], plan: LoraPlan) -> Iterator[Weight]:
+    for block, weight in weights:
+        yield from adapters(block, weight, plan)
+
+
+def _share(weight: Weight, plan: TrainingPlan) -> Weight:
+    """What a tensor-parallel device holds of a weight: matrices and tables in parts along their longer side."""
+    is_whole = weight.role not in ("linear", "embedding") or (weight.role == "linear" and not weight.quantized)
+    if plan.parallel.tensor == 1 or is_whole:
+        return weight
+    longest = max(range(len(weight.shape)), key=lambda axis: weight.shape[axis])
+    shape = tuple(_divide(n, plan.parallel.tensor) if axis == longest else n for axis, n in enumerate(weight.shape))
+    return replace(weight, shape=shape)
 
 
 def _elements(weights: Iterable[Weight]) -> int:
