@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
+from estimator.commands.cost_options import add_arguments, cost_document, cost_lines
 from estimator.display import print_json, shorten
 from estimator.latency import PhaseTime
 from estimator.readers.source import ModelSource, bundled_models, read_source
@@ -40,6 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--device", metavar="D", help="a name from `estimator devices`")
     add_workload(parser)
+    add_arguments(parser)
     parser.add_argument("--explain", action="store_true", help="derive every figure")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.set_defaults(run=run)
@@ -54,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
     source = read_source(args.source)
     result = size_of_arguments(source, args)
     if args.json:
-        print_json(size_document(result, source) | (_derivations(result) if args.explain else {}))
+        costs = cost_document(result, args)
+        print_json(size_document(result, source) | costs | (_derivations(result) if args.explain else {}))
         return 0
-    print(_table(result, source))
+    print(_table(result, source, args))
     if args.explain:
         print(_explanation(result))
     print(f"\nnext: {_next_step(args, result)}", file=sys.stderr)
@@ -69,7 +72,7 @@ def _derivations(result: Estimate) -> dict[str, Any]:
     return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}}
 
 
-def _table(result: Estimate, source: ModelSource) -> str:
+def _table(result: Estimate, source: ModelSource, args: argparse.Namespace) -> str:
     workload = result.workload
     named = f" ({source.hf_class})" if source.hf_class else ""
     weights = workload.weight_dtype if result.stored_bytes is None else "as the file stores them"
@@ -84,6 +87,7 @@ def _table(result: Estimate, source: ModelSource) -> str:
         *_memory_lines(result),
         *_compute_lines(result),
         *_latency_lines(result),
+        *cost_lines(result, args),
         *(f"warning: {warning}" for warning in result.warnings),
     ]
     return "\n".join(lines)
