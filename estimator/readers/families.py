@@ -71,6 +71,7 @@ COMMON_REQUIRED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "per_layer_config": (None,),
+    "position_embedding_type": ("absolute",),  # what is not was dropped from transformers, and had weights of its own
     "auto_map": (None,),
 }
 _SIZES = {

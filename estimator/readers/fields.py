@@ -177,10 +177,8 @@ class Fields:
             if not self._is_settled(name, value):
                 known = name in self._defaults
                 what = f"{show(value)} is not supported" if known else "is not known"
-                raise ConfigError(
-                    f"{self._where}{show(name)} {what} for model_type {self.data.model_type} and could change its size",
-                    field=name,
-                )
+                why = f"for model_type {self.data.model_type} and could change its size"
+                raise ConfigError(f"{self._where}field {show(name)} {what} {why}", field=name)
         for fields in self._subs.values():
             fields.check_all_read()
 

@@ -19,6 +19,7 @@ from estimator.readers.family_data import FamilyData, family_data, model_types_o
 from estimator.readers.fields import Fields
 from estimator.readers.hybrid_families import READERS as HYBRID_READERS
 from estimator.readers.multimodal_families import multimodal_readers
+from estimator.readers.seq2seq_composites import READERS as COMPOSITE_READERS
 from estimator.readers.seq2seq_families import READERS as SEQ2SEQ_READERS
 from estimator.readers.vision_families import READERS as VISION_READERS
 
@@ -36,13 +37,15 @@ _ACTIVATION_FIELDS = (
 )
 
 Reader = Callable[[Fields], Network]
+# Only heads over the vocabulary share the token table.
+_TIED_TASKS = ("causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "pretraining", "speech_seq2seq")
 
 
 @functools.cache
 def network_families() -> Mapping[str, Reader]:
     """The function that lays out each model type that can be read."""
     decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    texts = {**decoders, **ENCODER_READERS, **SEQ2SEQ_READERS, **HYBRID_READERS}
+    texts = {**decoders, **ENCODER_READERS, **SEQ2SEQ_READERS, **COMPOSITE_READERS, **HYBRID_READERS}
     return {**texts, **VISION_READERS, **DUAL_READERS, **AUDIO_READERS, **multimodal_readers(texts)}
 
 
@@ -63,6 +66,8 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
         warnings.insert(0, f"read as model_type {name}, of {hf_class}")
     fields = Fields(values, data, task=data.classes[hf_class])
     network = reader(fields)
+    if fields.task not in _TIED_TASKS:
+        fields.ignore("tie_word_embeddings")
     fields.check_all_read()
     network = replace(network, hidden_act=_hidden_act(fields))
     return network, hf_class, (*warnings, *fields.warnings)
