@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,14 +29,21 @@ _ATTENTION_OPERATORS = 10
 class PhaseTime:
     """Seconds of one phase: what is expected with its interval, the bound that no run beats, and what binds.
 
-    `flops` and `bytes_moved` are what the bound divides; `intensity` is their ratio in FLOP per byte.
+    `flops` and `bytes_moved` are what the bound divides; `intensity` is their ratio in FLOP per byte. `fraction` names
+    the part of a peak that decides (`achievable.FRACTIONS`); `overhead_s` is what operators take beside their work.
     """
 
     time_s: Figure
     bound_s: float
-    limit: str
+    fraction: str
     flops: int
     bytes_moved: int
+    overhead_s: float
+
+    @property
+    def limit(self) -> str:
+        """What binds: bandwidth or compute."""
+        return "bandwidth" if self.fraction == "bandwidth_fraction" else "compute"
 
     @property
     def intensity(self) -> float:
@@ -49,6 +57,7 @@ class PhaseTime:
             "flops": self.flops,
             "bytes_moved": self.bytes_moved,
             "intensity_flops_per_byte": self.intensity,
+            "overhead_s": self.overhead_s,
         }
 
 
@@ -65,6 +74,16 @@ class LatencyEstimate:
     request_s: float
     tokens_per_s: float | None
     achievable: Achievable
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """The origin of every time by its name; a request is predicted when all of it is."""
+        phases = {"prefill_s": self.prefill_s, "decode_s_per_token": self.decode_s_per_token}
+        origins = {name: phase.time_s.origin for name, phase in phases.items() if phase is not None}
+        origins["request_s"] = "predicted" if set(origins.values()) == {"predicted"} else "modelled"
+        if self.decode_s_per_token is not None:
+            origins["tokens_per_s"] = origins["decode_s_per_token"]
+        return origins
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `latency`; prefill_s and decode_s_per_token are a contract."""
@@ -92,29 +111,27 @@ def estimate_latency(
     weights once and the whole cache. Of experts, those are read that the rows choose. `stored_bytes` are those of the
     weights as a file holds them; the bytes read are scaled to them.
 
-    Ignores: activations that spill from the caches, launch overhead (models too small to fill a device take longer),
-        communication.
+    Ignores: activations that spill from the caches, products too small to fill a device, communication, what a server
+        does beside one request (prompts of others, sampling).
     Source: Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009; fractions: `Achievable.source`.
     """
     network = network_of(model)
-    peak, bandwidth = peak_rate(workload, device), device.memory_bandwidth_bytes_per_s
-    if peak is None or bandwidth is None:
+    if peak_rate(workload, device) is None or device.memory_bandwidth_bytes_per_s is None:
         return None
     achievable = achievable or achievable_of(device)
     flops = count_flops(network, workload)
     shrunk = 1.0 if stored_bytes is None else stored_bytes / count_weight_bytes(network, workload)
     read = round(shrunk * count_read_bytes(prefill_runs(network, workload), workload))
     written = count_kv_cache_bytes(network, workload, stack_rows(network, network.main, workload))
-    sustained = sustained_rate(workload, device, achievable), bandwidth * achievable.bandwidth_fraction
     overhead_s = achievable.operator_s * count_operators(prefill_runs(network, workload))
-    prefill = _phase(flops.prefill_flops, read + written, (peak, bandwidth), sustained, achievable, overhead_s)
+    phase = functools.partial(_phase, workload, device, achievable)
+    prefill = phase(flops.prefill_flops, read + written, overhead_s)
     decode = None
     if flops.decode_flops_per_token is not None:
         read = round(shrunk * count_read_bytes(decode_runs(network, workload), workload))
         cache = count_kv_cache_bytes(network, workload) + count_state_bytes(network, workload)
-        step_flops = workload.batch_size * flops.decode_flops_per_token
         overhead_s = achievable.operator_s * count_operators(decode_runs(network, workload))
-        decode = _phase(step_flops, read + cache, (peak, bandwidth), sustained, achievable, overhead_s)
+        decode = phase(workload.batch_size * flops.decode_flops_per_token, read + cache, overhead_s)
     step_s = 0.0 if decode is None else decode.time_s.value
     return LatencyEstimate(
         prefill_s=prefill,
@@ -130,12 +147,18 @@ def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -
 
     A float type without a published rate runs in fp32, outside of matrix units.
     """
+    rate, fraction = _computing_rate(workload, device)
+    return rate * float(getattr(achievable, fraction))
+
+
+def _computing_rate(workload: Workload, device: Device) -> tuple[float, str]:
+    """The peak of what computes the workload, and the name of the fraction of it that is sustained."""
     rates = device.peak_flops_per_s
     if workload.weight_dtype == "int8" and "int8" in rates:
-        return rates["int8"] * achievable.matrix_fraction
+        return rates["int8"], "matrix_fraction"
     if workload.activation_dtype != "fp32" and workload.activation_dtype in rates:
-        return rates[workload.activation_dtype] * achievable.matrix_fraction
-    return (rates.get("fp32") or max(rates.values())) * achievable.fp32_fraction
+        return rates[workload.activation_dtype], "matrix_fraction"
+    return rates.get("fp32") or max(rates.values()), "fp32_fraction"
 
 
 def count_operators(runs: Iterable[BlockRun]) -> int:
@@ -147,21 +170,22 @@ def count_operators(runs: Iterable[BlockRun]) -> int:
 
 
 def _phase(
-    flops: int,
-    bytes_moved: int,
-    peaks: tuple[float, float],
-    sustained: tuple[float, float],
-    achievable: Achievable,
-    overhead_s: float,
+    workload: Workload, device: Device, achievable: Achievable, flops: int, bytes_moved: int, overhead_s: float
 ) -> PhaseTime:
-    bound_s = max(flops / peaks[0], bytes_moved / peaks[1])
-    compute_s, bandwidth_s = flops / sustained[0], bytes_moved / sustained[1]
-    value = max(compute_s, bandwidth_s) + overhead_s
+    peak, bandwidth = peak_rate(workload, device), device.memory_bandwidth_bytes_per_s
+    assert peak is not None
+    assert bandwidth is not None
+    bound_s = max(flops / peak, bytes_moved / bandwidth)
+    compute_s = flops / sustained_rate(workload, device, achievable)
+    bandwidth_s = bytes_moved / (bandwidth * achievable.bandwidth_fraction)
+    fraction = _computing_rate(workload, device)[1] if compute_s >= bandwidth_s else "bandwidth_fraction"
+    value, spread = max(compute_s, bandwidth_s) + overhead_s, achievable.spread_of(fraction)
     figure = Figure(
         value=value,
-        low=max(min(bound_s, value), value / achievable.spread),
-        high=value * achievable.spread,
-        origin=achievable.origin,
+        low=max(min(bound_s, value), value / spread),
+        high=value * spread,
+        origin=achievable.origin_of(fraction),
     )
-    limit = "compute" if compute_s >= bandwidth_s else "bandwidth"
-    return PhaseTime(time_s=figure, bound_s=bound_s, limit=limit, flops=flops, bytes_moved=bytes_moved)
+    return PhaseTime(
+        time_s=figure, bound_s=bound_s, fraction=fraction, flops=flops, bytes_moved=bytes_moved, overhead_s=overhead_s
+    )

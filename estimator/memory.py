@@ -66,11 +66,14 @@ class Moment:
     num_heads: int = 0
     num_keys: int = 0
 
-    def count_elements(self) -> int:
-        """All elements: rows * (width + heads * keys)."""
-        return self.num_rows * (self.live_width + self.num_heads * self.num_keys)
+    def count_elements(self, score_copies: int = 1) -> int:
+        """All elements: rows * (width + copies * heads * keys)."""
+        return self.num_rows * (self.live_width + score_copies * self.num_heads * self.num_keys)
 
 
+# Half precision: the scores (2 bytes), their softmax in fp32 (4) and its half-precision copy (2). fp32: scores and
+# probabilities (4 each). Source: eager_attention_forward of transformers 5.24.
+_EAGER_SCORE_BYTES = 8
 _NOTHING = Moment(num_rows=0, live_width=0)
 
 
@@ -80,10 +83,12 @@ def estimate_memory(
     device: Device | None = None,
     *,
     stored_bytes: int | None = None,
+    fused_attention: bool = True,
 ) -> MemoryEstimate:
     """Bytes of each kind at the end of the request, when the cache is full, with the activations of prefill.
 
-    Without a device the runtime is ONNX Runtime on a CPU. A GPU runs attention without storing the scores.
+    Without a device the runtime is ONNX Runtime on a CPU. A GPU runs attention without storing the scores, or as
+    PyTorch does without `fused_attention`: scores and probabilities of a layer take 8 bytes each at their peak.
     `stored_bytes` are those of the weights as a file holds them, in place of the workload's weight type.
     """
     network = network_of(model)
@@ -92,7 +97,7 @@ def estimate_memory(
     weights = count_weight_bytes(network, workload) if stored_bytes is None else stored_bytes
     kv_cache = count_kv_cache_bytes(network, workload)
     state = count_state_bytes(network, workload)
-    activations = activation_bytes * _activation_elements(network, workload, on_cpu)
+    activations = activation_bytes * _activation_elements(network, workload, on_cpu, fused_attention)
     rows = stack_rows(network, network.main, workload)
     outputs = activation_bytes * output_elements(network, rows) + kv_cache
     runtime = runtime_bytes(weights, outputs) if on_cpu else None
@@ -205,12 +210,15 @@ def runtime_bytes(weights_bytes: int, outputs_bytes: int) -> int:
     return RUNTIME_BASE_BYTES + weights_bytes * RUNTIME_WEIGHTS_PERCENT // 100 + outputs_bytes
 
 
-def _activation_elements(network: Network, workload: Workload, on_cpu: bool) -> int:
+def _activation_elements(network: Network, workload: Workload, on_cpu: bool, fused_attention: bool) -> int:
     """Elements of one sequence. A GPU's allocator reuses memory between moments, ONNX Runtime's CPU arena hardly."""
+    eager_copies = _EAGER_SCORE_BYTES // int(DTYPE_BYTES[workload.activation_dtype])
+    score_copies = 1 if on_cpu else 0 if fused_attention else eager_copies
     stacks = running_stacks(network, workload)
-    return max(_stack_live_elements(network, stack, workload, on_cpu) for stack in stacks)
+    return max(_stack_live_elements(network, stack, workload, on_cpu, score_copies) for stack in stacks)
 
 
-def _stack_live_elements(network: Network, stack: Stack, workload: Workload, on_cpu: bool) -> int:
-    widths = [moment.count_elements() for moment in widest_moments(network, stack, workload, scores_stored=on_cpu)]
+def _stack_live_elements(network: Network, stack: Stack, workload: Workload, on_cpu: bool, score_copies: int) -> int:
+    moments = widest_moments(network, stack, workload, scores_stored=score_copies > 0)
+    widths = [moment.count_elements(score_copies) for moment in moments]
     return (workload.num_images if stack.optional else 1) * (sum(widths) if on_cpu else max(widths))

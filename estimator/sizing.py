@@ -58,13 +58,8 @@ class Estimate:
             counted += ["compute.decode_flops_per_token"]
             counted += [f"compute.decode_by_operator.{name}" for name in self.compute.decode_by_operator]
         modelled = ["memory.activations_bytes", "memory.total_bytes"]
-        timed = []
         if self.memory.runtime_bytes is not None:
             modelled.append("memory.runtime_bytes")
-        if self.latency is not None:
-            timed = ["latency.prefill_s", "latency.request_s"]
-            if self.latency.decode_s_per_token is not None:
-                timed += ["latency.decode_s_per_token", "latency.tokens_per_s"]
         if self.fits is not None:
             modelled.append("fits")
         origins = dict.fromkeys(counted, "counted") | dict.fromkeys(modelled, "modelled")
@@ -72,7 +67,8 @@ class Estimate:
             return {path: origin for path, origin in origins.items() if path.startswith("params.")} | {
                 "memory.weights_bytes": "counted"
             }
-        return origins | dict.fromkeys(timed, "" if self.latency is None else self.latency.achievable.origin)
+        timed = {} if self.latency is None else self.latency.origins
+        return origins | {f"latency.{name}": origin for name, origin in timed.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `estimator size --json`; its keys are a contract."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
+from functools import partial
 
 from estimator.calibrating.points import Point, fit_points, modelled_time
 from estimator.devices import Device, get_device
@@ -16,13 +13,16 @@ from estimator.figures import Figure
 from estimator.memory import count_kv_cache_bytes, estimate_memory
 from estimator.network import Network
 from estimator.params import count_params
-from estimator.readers.source import read_source, source_of_values
+from estimator.reference_rows import Mode, model_rows, named_network, read_mode, reference_network, reference_rows
 from estimator.training import TrainingPlan, estimate_training_memory
 from estimator.workload import Workload
 
-__all__ = ["CLASSES", "Comparison", "ErrorClass", "reference_network", "summarise", "validate"]
+__all__ = ["CLASSES", "Comparison", "ErrorClass", "ReferenceClass", "compare_class", "summarise", "validate"]
 
 _BF16 = Workload(prompt_length=4096, weight_dtype="bf16", activation_dtype="bf16", kv_cache_dtype="bf16")
+# The chat requests of the ML.ENERGY leaderboard differ in length and no row says it: tokens of context of a request,
+# and prompt tokens that the server reads in between for every token that it generates.
+_CHAT_TOKENS, _PROMPT_PER_GENERATED = 512, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,29 @@ class ErrorClass:
     coverage: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceClass:
+    """One kind of figure: how its rows are compared, in which unit, and where their truth comes from."""
+
+    compare: Callable[[], Iterable[Comparison]]
+    unit: str
+    held_against: str
+
+
 def validate() -> dict[str, tuple[Comparison, ...]]:
     """All comparisons by class, in the order of CLASSES."""
-    return {name: tuple(compare()) for name, (compare, _) in CLASSES.items()}
+    return {name: compare_class(name) for name in CLASSES}
+
+
+def compare_class(name: str) -> tuple[Comparison, ...]:
+    """The comparisons of one class.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    if name not in CLASSES:
+        raise InputError(f"unknown class {name[:40]!r}; there are {', '.join(CLASSES)}")
+    return tuple(CLASSES[name].compare())
 
 
 def summarise(name: str, comparisons: tuple[Comparison, ...]) -> ErrorClass:
@@ -82,133 +102,178 @@ def summarise(name: str, comparisons: tuple[Comparison, ...]) -> ErrorClass:
     )
 
 
-@functools.cache
-def reference_network(*names: str) -> Network:
-    """The network of a config of the reference data, by its folder (if it is in one) and name.
-
-    Raises:
-        InputError: the reader refuses it.
-    """
-    *folder, config = names
-    return source_of_values(json.loads(_reference(*folder, "configs", f"{config}.json")), config).network
-
-
 def _parameters() -> Iterator[Comparison]:
-    for folder, row in _models():
+    for folder, row in model_rows():
         if row["params"]:
-            yield _compared(folder, row["config"], int(row["params"]), lambda net: count_params(net).total)
+            yield _counted(folder, row["config"], float(row["params"]), lambda net: count_params(net).total)
 
 
 def _kv_caches() -> Iterator[Comparison]:
-    for folder, row in _models():
+    for folder, row in model_rows():
         if row["kv_cache_mib_4096_bf16_batch1"]:
             reference = float(row["kv_cache_mib_4096_bf16_batch1"]) * 2**20
-            yield _compared(folder, row["config"], reference, lambda net: count_kv_cache_bytes(net, _BF16))
+            yield _counted(folder, row["config"], reference, lambda net: count_kv_cache_bytes(net, _BF16))
 
 
-def _models() -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """Folder and row of every model with a published config, and of those with published hyperparameters."""
-    for folder in ((), ("published",)):
-        for row in _rows(*folder, "params_truth.tsv"):
-            yield folder, row
-
-
-def _compared(folder: tuple[str, ...], config: str, reference: float, count: Callable[[Network], int]) -> Comparison:
-    try:
-        return Comparison(name=config, reference=reference, value=count(reference_network(*folder, config)))
-    except InputError as error:
-        return Comparison(name=config, reference=reference, value=None, refusal=str(error))
+def _counted(folder: tuple[str, ...], config: str, reference: float, count: Callable[[Network], int]) -> Comparison:
+    return _compared(config, reference, lambda: count(reference_network(*folder, config)))
 
 
 def _latencies() -> Iterator[Comparison]:
     """Forward passes on GPUs from the data sheet alone."""
-    for device, point in _latency_points():
-        yield _timed(_point_name(device, point), point.latency_s, modelled_time(device, point).time_s)
+    for row in reference_rows("gpu_latency_fp32.tsv"):
+        yield _compared(_latency_name(row), _latency_s(row), partial(_forward_pass, row))
 
 
 def _calibrated_latencies() -> Iterator[Comparison]:
     """Every forward pass from every single other one of the same device."""
-    points = list(_latency_points())
-    for device, known in points:
-        achievable = fit_points(device, [known])
-        for other_device, point in points:
-            if other_device == device and point != known:
-                name = f"{_point_name(device, point)} from {known.model} x {known.batch_size}"
-                yield _timed(name, point.latency_s, modelled_time(device, point, achievable).time_s)
+    rows = reference_rows("gpu_latency_fp32.tsv")
+    for known in rows:
+        others = [row for row in rows if row["device"] == known["device"] and row is not known]
+        for row in others:
+            name = f"{_latency_name(row)} from {known['model']} x {known['batch_size']}"
+            yield _compared(name, _latency_s(row), partial(_forward_pass, row, known))
 
 
-def _latency_points() -> Iterator[tuple[Device, Point]]:
-    for row in _rows("gpu_latency_fp32.tsv"):
-        yield (
-            get_device(row["device"]),
-            Point(
-                model=row["model"],
-                sequence_length=int(row["sequence_length"]),
-                batch_size=int(row["batch_size"]),
-                latency_s=float(row["latency_ms"]) / 1e3,
-            ),
-        )
+def _forward_pass(row: Mapping[str, str], known: Mapping[str, str] | None = None) -> Figure:
+    """The time of a row, from the class of its device or from one `known` row of the same device."""
+    device, point = _device_point(row)
+    achievable = None if known is None else fit_points(device, [_device_point(known)[1]])
+    return modelled_time(device, point, achievable).time_s
+
+
+def _device_point(row: Mapping[str, str]) -> tuple[Device, Point]:
+    return get_device(row["device"]), Point(
+        model=row["model"],
+        network=named_network(row["model"]),
+        sequence_length=int(row["sequence_length"]),
+        batch_size=int(row["batch_size"]),
+        latency_s=_latency_s(row),
+    )
+
+
+def _latency_name(row: Mapping[str, str]) -> str:
+    return f"{row['device']}: {row['model']}, {row['batch_size']} x {row['sequence_length']}"
+
+
+def _latency_s(row: Mapping[str, str]) -> float:
+    return float(row["latency_ms"]) / 1e3
 
 
 def _decode_latencies() -> Iterator[Comparison]:
-    """Time between tokens on an H100, with 512 tokens of context for the chat requests that were measured."""
-    for row in _rows("energy_h100.tsv"):
-        point = Point(
-            model=row["model"],
-            sequence_length=512,
-            batch_size=int(row["batch_size"]),
-            latency_s=float(row["inter_token_latency_ms"]) / 1e3,
-            phase="decode",
-            dtype="bf16",
-        )
-        device = get_device("h100")
-        yield _timed(_point_name(device, point), point.latency_s, modelled_time(device, point).time_s)
+    """Time between tokens of a server that is kept full."""
+    for row in reference_rows("energy_h100.tsv"):
+        device, num_gpus = row.get("device") or "h100", int(row.get("num_gpus") or 1)
+        name = f"{device}{f' x {num_gpus}' if num_gpus > 1 else ''}: {row['model']}, {row['batch_size']} requests"
+        yield _compared(name, float(row["inter_token_latency_ms"]) / 1e3, partial(_served_token, row))
 
 
-def _memories() -> Iterator[Comparison]:
-    """Peak memory of inference and of training on one GPU."""
-    for row in _rows("training_memory.tsv"):
-        name = f"{row['model']}, {row['mode']}"
-        yield Comparison(name=name, reference=float(row["peak_gb"]) * 1e9, value=_peak_bytes(row))
+def _served_token(row: Mapping[str, str]) -> Figure:
+    """A decode step of all requests, and the prompts of those that follow, which the server reads in between.
+
+    Several GPUs count as one with all their bandwidth and peaks: the collectives are left to the interval.
+    """
+    device = _joined(get_device(row.get("device") or "h100"), int(row.get("num_gpus") or 1))
+    point = Point(
+        model=row["model"],
+        network=named_network(row["model"]),
+        sequence_length=_CHAT_TOKENS,
+        batch_size=int(row["batch_size"]),
+        latency_s=float(row["inter_token_latency_ms"]) / 1e3,
+        phase="decode",
+        dtype="bf16",
+    )
+    step = modelled_time(device, point).time_s
+    prompt = modelled_time(device, replace(point, phase="prefill", batch_size=1)).time_s
+    share = point.batch_size * _PROMPT_PER_GENERATED / _CHAT_TOKENS
+    assert step.low is not None
+    assert step.high is not None
+    assert prompt.high is not None
+    # a server that keeps prompts apart from generation has none of their time in between
+    high = step.high + share * prompt.high
+    return Figure(value=step.value + share * prompt.value, low=step.low, high=high, origin=step.origin)
+
+
+def _joined(device: Device, num_devices: int) -> Device:
+    peaks = {dtype: num_devices * rate for dtype, rate in device.peak_flops_per_s.items()}
+    bandwidth = device.memory_bandwidth_bytes_per_s
+    joined = None if bandwidth is None else num_devices * bandwidth
+    return replace(device, peak_flops_per_s=peaks, memory_bandwidth_bytes_per_s=joined)
+
+
+def _memories(*, training: bool) -> Iterator[Comparison]:
+    """Peak memory of inference or of training on one GPU."""
+    for row in reference_rows("training_memory.tsv"):
+        if ("inference" in row["mode"].lower()) is not training:
+            name = f"{row['model']}, {row['batch_size']} x {row['sequence_length']}, {row['mode']}"
+            yield _compared(name, float(row["peak_gb"]) * 1e9, partial(_peak_bytes, row))
 
 
 def _peak_bytes(row: Mapping[str, str]) -> int:
-    network, length = read_source(row["model"]).network, int(row["sequence_length"])
-    if row["mode"].startswith("inference"):
-        workload = replace(_BF16, batch_size=int(row["batch_size"]), prompt_length=length)
-        return estimate_memory(network, workload, get_device(row["device"])).total_bytes
-    plan = TrainingPlan(
-        batch_size=int(row["batch_size"]),
-        sequence_length=length,
-        optimizer="adamw",
-        precision="amp-bf16" if "amp" in row["mode"].lower() else "bf16",
-        checkpointing="full" if "checkpointing" in row["mode"] else "none",
+    network, mode = named_network(row["model"]), read_mode(row["mode"])
+    batch_size, length = int(row["batch_size"]), int(row["sequence_length"])
+    if mode.is_training:
+        return estimate_training_memory(network, _plan(mode, batch_size, length)).total_bytes
+    workload = Workload(
+        batch_size=batch_size,
+        prompt_length=length,
+        weight_dtype=mode.dtype,
+        activation_dtype=mode.dtype,
+        kv_cache_dtype=mode.dtype,
     )
-    return estimate_training_memory(network, plan).total_bytes
+    device = get_device(row["device"])
+    return estimate_memory(network, workload, device, fused_attention=mode.fused_attention).total_bytes
 
 
-def _timed(name: str, reference: float, figure: Figure) -> Comparison:
-    return Comparison(name=name, reference=reference, value=figure.value, low=figure.low, high=figure.high)
+def _plan(mode: Mode, batch_size: int, length: int) -> TrainingPlan:
+    return TrainingPlan(
+        batch_size=batch_size,
+        sequence_length=length,
+        optimizer=mode.optimizer,
+        precision=mode.precision,
+        checkpointing=mode.checkpointing,
+        fused_attention=mode.fused_attention,
+    )
 
 
-def _point_name(device: Device, point: Point) -> str:
-    return f"{device.name}: {point.model}, {point.batch_size} x {point.sequence_length}"
+def _compared(name: str, reference: float, figure: Callable[[], Figure | int]) -> Comparison:
+    try:
+        found = figure()
+    except InputError as error:
+        return Comparison(name=name, reference=reference, value=None, refusal=" ".join(str(error).split()))
+    if isinstance(found, Figure):
+        return Comparison(name=name, reference=reference, value=found.value, low=found.low, high=found.high)
+    return Comparison(name=name, reference=reference, value=found)
 
 
-def _rows(*names: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(_reference(*names).splitlines(), delimiter="\t"))
-
-
-def _reference(*names: str) -> str:
-    return resources.files("estimator").joinpath("reference", *names).read_text(encoding="utf-8")
-
-
-# Class -> its comparisons, and what the figures are held against.
-CLASSES: Mapping[str, tuple[Callable[[], Iterator[Comparison]], str]] = {
-    "parameters": (_parameters, "transformers on the meta device, published totals"),
-    "kv cache": (_kv_caches, "sizes of the cache tensors at 4,096 tokens, bf16"),
-    "gpu latency, data sheet": (_latencies, "fp32 forward passes published with NeuSight (ASPLOS 2025)"),
-    "gpu latency, one point": (_calibrated_latencies, "the same, from one measured point of the device"),
-    "decode latency": (_decode_latencies, "Llama-3.1-8B on an H100, ML.ENERGY leaderboard"),
-    "memory": (_memories, "peaks published with vramcalc, RTX A6000"),
+CLASSES: Mapping[str, ReferenceClass] = {
+    "parameters": ReferenceClass(
+        compare=_parameters, unit="", held_against="transformers on the meta device, and published totals"
+    ),
+    "kv-cache": ReferenceClass(
+        compare=_kv_caches, unit="B", held_against="sizes of the cache's tensors at 4,096 tokens, bf16, one sequence"
+    ),
+    "gpu-latency": ReferenceClass(
+        compare=_latencies,
+        unit="s",
+        held_against="fp32 forward passes published with NeuSight (ASPLOS 2025), from the data sheet alone",
+    ),
+    "gpu-latency-one-point": ReferenceClass(
+        compare=_calibrated_latencies,
+        unit="s",
+        held_against="the same, each from every other single one of its device, as `estimator calibrate` learns it",
+    ),
+    "decode-latency": ReferenceClass(
+        compare=_decode_latencies,
+        unit="s",
+        held_against="time between tokens of vLLM on H100, bf16, from the ML.ENERGY leaderboard",
+    ),
+    "inference-memory": ReferenceClass(
+        compare=partial(_memories, training=False),
+        unit="B",
+        held_against="peaks of PyTorch on an RTX A6000, published with vramcalc",
+    ),
+    "training-memory": ReferenceClass(
+        compare=partial(_memories, training=True), unit="B", held_against="as inference-memory"
+    ),
 }

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from estimator.achievable import Achievable
+from estimator.achievable import FRACTIONS, Achievable
 from estimator.devices import Device, Source, get_device
 from estimator.errors import CorruptFileError, UnknownDeviceError
 from estimator.user_data import user_data_dir, write_text_atomically
 
-__all__ = ["THIS_MACHINE", "Profile", "find_device", "forget_profile", "keep_profile", "profile_path"]
+__all__ = [
+    "THIS_MACHINE",
+    "Profile",
+    "find_device",
+    "forget_profile",
+    "is_this_machine",
+    "keep_profile",
+    "profile_path",
+    "read_profile",
+]
 
 THIS_MACHINE = "this-machine"
-_NUMBERS = ("fp32_fraction", "matrix_fraction", "bandwidth_fraction", "spread")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,7 @@ def find_device(name: str) -> tuple[Device, Achievable | None]:
         UnknownDeviceError: no such device, or this machine was never calibrated.
         CorruptFileError: its calibration cannot be read.
     """
-    if name.strip().lower() == THIS_MACHINE:
+    if is_this_machine(name):
         profile = read_profile(THIS_MACHINE)
         if profile is None or profile.machine is None:
             raise UnknownDeviceError("this machine was not calibrated yet: run `estimator calibrate`")
@@ -48,6 +56,11 @@ def find_device(name: str) -> tuple[Device, Achievable | None]:
     device = get_device(name)
     profile = read_profile(device.name)
     return device, None if profile is None else profile.achievable
+
+
+def is_this_machine(name: str) -> bool:
+    """Whether a device's name means this machine, in any spelling that `get_device` allows."""
+    return name.strip().lower().replace(" ", "-").replace("_", "-") == THIS_MACHINE
 
 
 def keep_profile(profile: Profile) -> Path:
@@ -82,13 +95,13 @@ def read_profile(device: str) -> Profile | None:
         return None
     except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path} is no calibration ({error}); delete it, or calibrate again") from error
-    if not _is_profile(values):
-        raise CorruptFileError(f"{path} is no calibration; delete it, or calibrate again")
-    machine = values["machine"]
-    if machine is not None:
-        sources = {name: Source(**source) for name, source in machine["sources"].items()}
-        machine = Device(**{**machine, "sources": sources})
-    return Profile(**{**values, "achievable": Achievable(**values["achievable"]), "machine": machine})
+    try:
+        profile = _profile(values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CorruptFileError(f"{path} is no calibration of this version; delete it, or calibrate again") from error
+    if profile.device != device:
+        raise CorruptFileError(f"{path} is a calibration of {profile.device}; delete it, or calibrate again")
+    return profile
 
 
 def profile_path(device: str) -> Path:
@@ -96,14 +109,24 @@ def profile_path(device: str) -> Path:
     return user_data_dir() / "calibrations" / f"{device}.json"
 
 
-def _is_profile(values: Any) -> bool:
-    if not isinstance(values, Mapping) or set(values) != {field.name for field in fields(Profile)}:
-        return False
-    inner, machine = values["achievable"], values["machine"]
-    if not isinstance(inner, Mapping) or set(inner) != {field.name for field in fields(Achievable)}:
-        return False
-    if machine is not None and (
-        not isinstance(machine, Mapping) or set(machine) != {field.name for field in fields(Device)}
-    ):
-        return False
-    return all(isinstance(inner[name], int | float) and 0 < inner[name] < 1e6 for name in _NUMBERS)
+def _profile(values: Any) -> Profile:
+    """The record of these values; TypeError, ValueError, KeyError or AttributeError where they are none."""
+    learnt = tuple(values["achievable"]["learnt"])
+    achievable = Achievable(**{**values["achievable"], "learnt": learnt})
+    factors = [getattr(achievable, name) for name in (*FRACTIONS, "spread", "learnt_spread")]
+    machine = None if values["machine"] is None else _machine(values["machine"])
+    if not set(learnt) <= set(FRACTIONS) or not _are_numbers(*factors) or not 0 <= achievable.operator_s < 1:
+        raise ValueError("not what calibrating gives")
+    return Profile(**{**values, "achievable": achievable, "machine": machine})
+
+
+def _machine(values: Any) -> Device:
+    sources = {name: Source(**source) for name, source in values["sources"].items()}
+    device = Device(**{**values, "sources": sources})
+    if not _are_numbers(device.memory_bytes, device.memory_bandwidth_bytes_per_s, *device.peak_flops_per_s.values()):
+        raise ValueError("not what calibrating gives")
+    return device
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and 0 < value < math.inf for value in values)
