@@ -8,7 +8,8 @@ from estimator.blocks import attention, embedding, feed_forward, head, linear, n
 from estimator.errors import ConfigError
 from estimator.network import Attention, Block, Recurrence, Weight
 from estimator.readers.decoders import num_labels
-from estimator.readers.encoders import Encoder, Extra, class_of, encoder_attention, head_dim_of, idle
+from estimator.readers.encoder_heads import class_of
+from estimator.readers.encoders import Encoder, Extra, encoder_attention, head_dim_of, idle
 from estimator.readers.fields import Fields
 
 __all__ = [

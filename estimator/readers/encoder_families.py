@@ -9,7 +9,8 @@ from dataclasses import replace
 from estimator.network import Network
 from estimator.readers import encoder_blocks as blocks
 from estimator.readers import encoder_layers as layers
-from estimator.readers.encoders import BERT_HEADS, ROBERTA_HEADS, Encoder, encoder_network
+from estimator.readers.encoder_heads import BERT_HEADS, ROBERTA_HEADS
+from estimator.readers.encoders import Encoder, encoder_network
 from estimator.readers.fields import Fields
 
 __all__ = ["ENCODERS", "READERS"]

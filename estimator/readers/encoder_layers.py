@@ -8,7 +8,8 @@ from estimator.blocks import attention, embedding, feed_forward, head, linear, n
 from estimator.errors import ConfigError
 from estimator.network import Block, Layer, Recurrence, Weight
 from estimator.readers.encoder_blocks import convolution
-from estimator.readers.encoders import Encoder, encoder_attention, encoder_layer, head_dim_of, is_tied
+from estimator.readers.encoder_heads import is_tied
+from estimator.readers.encoders import Encoder, encoder_attention, encoder_layer, head_dim_of
 from estimator.readers.fields import Fields
 
 __all__ = [

@@ -10,67 +10,35 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from estimator.blocks import (
-    NORMS,
     attention,
     cross_attention,
     embedding,
     feed_forward,
-    head,
     linear,
     norm,
-    norm_weights,
 )
-from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.network import Block, Layer, Network, Recurrence, Stack, Weight
-from estimator.readers.decoders import Flag, num_labels
+from estimator.errors import ConfigError
+from estimator.network import Block, Layer, Network, Stack, Weight
+from estimator.readers.decoders import Flag
+from estimator.readers.encoder_heads import flag_of, head_blocks, norm_kind
 from estimator.readers.fields import Fields
 
 __all__ = [
-    "BERT_HEADS",
-    "ROBERTA_HEADS",
     "Encoder",
     "Extra",
-    "class_of",
     "encoder_attention",
     "encoder_layer",
     "encoder_network",
     "encoder_stack",
-    "flag_of",
-    "head_blocks",
     "head_dim_of",
     "idle",
     "is_generating",
-    "is_tied",
-    "norm_kind",
     "table_width",
 ]
 
 # Further blocks of a family: behind the tables, in each layer, or behind the layers.
 Extra = Callable[[Fields], tuple[Block, ...]]
 MakeLayers = Callable[[Fields, "Encoder"], tuple[Layer, ...]]
-
-BERT_HEADS: dict[str, str] = {
-    "base": "pooler",
-    "masked_lm": "lm",
-    "causal_lm": "lm",
-    "pretraining": "pooler lm pair",
-    "next_sentence_prediction": "pooler pair",
-    "sequence_classification": "pooler label",
-    "multiple_choice": "pooler choice",
-    "token_classification": "labels",
-    "question_answering": "spans",
-}
-ROBERTA_HEADS: dict[str, str] = {**BERT_HEADS, "sequence_classification": "dense label"}
-
-
-# Words for projections to the classes: the name, how many rows are concatenated, and how many results there are.
-_PER_LABEL: Mapping[str, tuple[str, int, int | None]] = {
-    "label": ("classifier", 1, 1),
-    "labels": ("classifier", 1, None),
-    "spans": ("qa_outputs", 1, None),
-    "pairs": ("classifier", 2, 1),
-    "triples": ("classifier", 3, 1),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +116,10 @@ def encoder_network(fields: Fields, facts: Encoder) -> Network:
     )
 
 
-def encoder_stack(fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = (), prefix: str = "") -> Stack:
-    """Embeddings, layers and last norm, then `after`."""
+def encoder_stack(
+    fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = (), prefix: str = "", has_source: bool = False
+) -> Stack:
+    """Embeddings, layers and last norm, then `after`. has_source: an encoder stands before, for cross-attention."""
     fields.ignore(*facts.ignored)
     hidden = fields.size("hidden_size")
     for fact in (facts.lm_width, facts.lm_transform_bias, facts.lm_bias, facts.dense_bias, facts.pooler):
@@ -164,7 +134,7 @@ def encoder_stack(fields: Fields, facts: Encoder, *, after: tuple[Block, ...] = 
         name="decoder" if is_generating(fields) else "encoder",
         hidden_size=hidden,
         before=tuple(_embeddings(fields, facts)),
-        layers=layers or (encoder_layer(fields, facts),) * fields.layers(),
+        layers=layers or (encoder_layer(fields, facts, has_source=has_source),) * fields.layers(),
         after=last + extra + after,
         is_causal=is_generating(fields),
         prefix=prefix,
@@ -177,11 +147,11 @@ def is_generating(fields: Fields) -> bool:
     return is_decoder and fields.task in ("base", "causal_lm")
 
 
-def encoder_layer(fields: Fields, facts: Encoder) -> Layer:
+def encoder_layer(fields: Fields, facts: Encoder, *, has_source: bool = False) -> Layer:
     """One layer; all are alike."""
     hidden = fields.size("hidden_size")
     mixing = facts.make_attention(fields) if facts.make_attention else (encoder_attention(fields, facts),)
-    cross = _cross_attention(fields, facts)
+    cross = _cross_attention(fields, facts, has_source)
     feeding = facts.make_feed_forward(fields) if facts.make_feed_forward else (_feed_forward(fields, facts),)
     parts = (("attention_norm", mixing), ("cross_attention_norm", cross), ("mlp_norm", feeding))
     blocks: tuple[Block, ...] = ()
@@ -231,30 +201,6 @@ def head_dim_of(fields: Fields, name: str = "num_attention_heads") -> int:
     return hidden // heads
 
 
-def head_blocks(fields: Fields, facts: Encoder) -> Iterator[Block]:
-    """What the class has behind its layers, from the words for its task.
-
-    pooler, dense: a square matrix on the first token. label, choice, pair: a projection of one row to the classes,
-    to 1, to 2. labels, spans: a projection of every row to the classes. rows: a square matrix on every row; token: a
-    projection of every row to 1. lm: the projection to the vocabulary, with its transform. late: `classifier_pooling`
-    says whether rows are pooled before or behind the matrices.
-
-    Raises:
-        UnsupportedModelError: the class is for a task that is not known here.
-    """
-    words = (facts.heads or BERT_HEADS).get(fields.task)
-    if words is None:
-        raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
-    if "late" in words:
-        is_late = fields.choice("classifier_pooling", ("late", "mean", "bos")) == "late"
-        words = "rows labels" if is_late else "dense label"
-    for word in words.split():
-        if word == "lm":
-            yield from _language_head(fields, facts)
-        elif word != "pooler" or flag_of(fields, facts.pooler):
-            yield _head_block(fields, facts, word)
-
-
 def table_width(fields: Fields, facts: Encoder) -> int:
     """The width of the embedding tables."""
     own = fields.optional_size(facts.embedding_size) if facts.embedding_size else None
@@ -264,29 +210,6 @@ def table_width(fields: Fields, facts: Encoder) -> int:
 def idle(block: Block) -> Block:
     """The block of weights that is there, but through which no row of plain text passes."""
     return replace(block, positions=0, attention=None)
-
-
-def norm_kind(fields: Fields, kind: str) -> str:
-    """The kind of norm; where a boolean field says whether layer norms have biases, that field's name is given."""
-    if kind in NORMS:
-        return kind
-    return "layer_norm" if fields.flag(kind) else "layer_norm_without_bias"
-
-
-def class_of(fields: Fields) -> str:
-    """The class that the config names, or means."""
-    names = fields.raw("architectures")
-    return str(names[0]) if names else str(fields.data.default_class)
-
-
-def flag_of(fields: Fields, fact: Flag) -> bool:
-    """The fact, or the value of the field that decides it."""
-    return fields.flag(fact) if isinstance(fact, str) else fact
-
-
-def is_tied(fields: Fields) -> bool:
-    """Whether the head shares the token table; families that declare nothing tie."""
-    return fields.raw("tie_word_embeddings") is None or fields.flag("tie_word_embeddings")
 
 
 def _embeddings(fields: Fields, facts: Encoder) -> Iterator[Block]:
@@ -319,8 +242,8 @@ def _has_table(fields: Fields, facts: Encoder) -> bool:
     return bool(fields.choice(facts.positions, ("absolute", "rotary")) == "absolute")
 
 
-def _cross_attention(fields: Fields, facts: Encoder) -> tuple[Block, ...]:
-    """Queries, keys, values and output for an encoder that is not part of this model: they stand idle without it."""
+def _cross_attention(fields: Fields, facts: Encoder, has_source: bool) -> tuple[Block, ...]:
+    """Queries, keys, values and output for an encoder's rows: they stand idle where this model has none."""
     if not facts.can_decode:
         fields.ignore("is_decoder", "add_cross_attention")
         return ()
@@ -337,7 +260,7 @@ def _cross_attention(fields: Fields, facts: Encoder) -> tuple[Block, ...]:
         qkv_bias=flag_of(fields, facts.qkv_bias),
         output_bias=flag_of(fields, facts.output_bias),
     )
-    return tuple(idle(block) for block in blocks)
+    return blocks if has_source else tuple(idle(block) for block in blocks)
 
 
 def _feed_forward(fields: Fields, facts: Encoder) -> Block:
@@ -345,54 +268,3 @@ def _feed_forward(fields: Fields, facts: Encoder) -> Block:
     width = fields.optional_size(facts.intermediate_size) or 4 * hidden
     bias = flag_of(fields, facts.mlp_bias)
     return feed_forward(hidden_size=hidden, intermediate_size=width, gated=facts.gated, bias=bias)
-
-
-def _head_block(fields: Fields, facts: Encoder, word: str) -> Block:
-    hidden, bias = fields.size("hidden_size"), facts.classifier_bias
-    if word in ("pooler", "dense", "rows"):
-        width = hidden
-        if word == "dense" and facts.dense_width:
-            width = fields.optional_size(facts.dense_width) or hidden
-        weights = linear(word, width, width, bias=flag_of(fields, facts.dense_bias), quantized=False)
-        weights += norm_weights(f"{word}_norm", width, norm_kind(fields, facts.dense_norm))
-        return Block(name="", part="head", weights=weights, positions=None if word == "rows" else 1)
-    if word in _PER_LABEL:
-        name, width, positions = _PER_LABEL[word]
-        return head(name, width * hidden, num_labels(fields), bias=bias and word != "pairs", positions=positions)
-    if word == "summary":
-        width = _summary_width(fields)
-        return Block(
-            name="", part="head", weights=linear("summary", hidden, width, bias=True) if width else (), positions=1
-        )
-    if word == "cells":
-        vectors = tuple(Weight(name=f"{name}_weights", shape=(hidden,), role="other") for name in ("cell", "column"))
-        scalars = tuple(Weight(name=f"{name}_bias", shape=(), role="other") for name in ("cell", "column"))
-        products = Recurrence(state_elements=0, token_flops=2 * 2 * hidden)
-        return Block(name="", part="head", weights=vectors + scalars, recurrence=products)
-    if word == "labels_choice":
-        return head("classifier", num_labels(fields), 1, bias=True, positions=1)
-    outputs = {"choice": 1, "pair": 2, "token": 1, "ends": 2}[word]
-    return head(word, hidden, outputs, bias=bias, positions=1 if word in ("choice", "pair") else None)
-
-
-def _summary_width(fields: Fields) -> int:
-    """Outputs of a sequence summary; 0 without a projection. Source: SequenceSummary of transformers."""
-    if not fields.flag("summary_use_proj"):
-        return 0
-    return num_labels(fields) if fields.raw("summary_proj_to_labels") else fields.size("hidden_size")
-
-
-def _language_head(fields: Fields, facts: Encoder) -> Iterator[Block]:
-    hidden, tied = fields.size("hidden_size"), is_tied(fields) and facts.lm_tied
-    width = hidden
-    if facts.lm_transform:
-        width = (fields.optional_size(facts.lm_width) if facts.lm_width else None) or hidden
-        bias = flag_of(fields, facts.lm_transform_bias)
-        weights = linear("transform", hidden, width, bias=bias, quantized=False)
-        weights += norm_weights("norm", width, norm_kind(fields, facts.lm_norm))
-        yield Block(name="head", part="head", weights=weights, live_width=hidden + width)
-    vocabulary = fields.size("vocab_size")
-    yield head("lm_head", width, vocabulary, bias=flag_of(fields, facts.lm_bias), tied=tied)
-    if facts.lm_untied_bias and not is_tied(fields):
-        second = Weight(name="lm_head.second_bias", shape=(vocabulary,), role="bias")
-        yield Block(name="", part="head", weights=(second,))

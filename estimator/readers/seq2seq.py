@@ -13,7 +13,8 @@ from estimator.blocks import attention, cross_attention, embedding, experts, fee
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Block, Layer, Network, Stack, Weight
 from estimator.readers.decoders import Flag, num_labels
-from estimator.readers.encoders import class_of, flag_of, idle
+from estimator.readers.encoder_heads import class_of, flag_of
+from estimator.readers.encoders import idle
 from estimator.readers.fields import Fields
 
 __all__ = ["SEQ2SEQ_HEADS", "Seq2Seq", "Side", "seq2seq_network"]

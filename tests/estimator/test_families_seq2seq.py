@@ -250,6 +250,57 @@ def test_unsizeable_field_is_refused_by_name(model_type, fields, named):
         _read(model_type, family_data(model_type).default_class, **fields)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_paired_stacks_are_those_of_the_model():
+    """An encoder and a decoder of different widths, each with a config of its own, and the matrix between them."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = transformers.BertConfig(vocab_size=100, **small)
+    decoder = transformers.RobertaConfig(vocab_size=90, is_decoder=True, add_cross_attention=True, pad_token_id=1)
+    for name, value in (small | {"hidden_size": 32}).items():
+        setattr(decoder, name, value)
+    config = transformers.EncoderDecoderConfig(encoder=encoder.to_dict(), decoder=decoder.to_dict())
+    model = transformers.EncoderDecoderModel._from_config(config, attn_implementation="eager").eval()
+    network = _network(model)
+    assert count_params(network).total == sum(p.numel() for p in model.parameters())
+    ids = torch.full((1, TOKENS), 3)
+    flops, _ = _counted(lambda: model(input_ids=ids, decoder_input_ids=ids[:, :1]))
+    assert count_flops(network, Workload(batch_size=1, prompt_length=TOKENS)).prefill_flops == flops
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gemma_stacks_are_those_of_the_model():
+    """T5Gemma: grouped heads in both attentions, an encoder wider than the decoder, windows in every other layer."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    side = {
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "vocab_size": 100,
+        "sliding_window": 64,
+    }
+    config = transformers.T5GemmaConfig(
+        encoder=side | {"hidden_size": 48}, decoder=side | {"hidden_size": 32}, vocab_size=100
+    )
+    model = transformers.T5GemmaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    network = _network(model)
+    assert count_params(network).total == sum(p.numel() for p in model.parameters())
+    ids = torch.full((1, TOKENS), 3)
+    flops, out = _counted(lambda: model(input_ids=ids, decoder_input_ids=ids[:, :1], use_cache=True))
+    work = Workload(batch_size=1, prompt_length=TOKENS, generated_length=0, kv_cache_dtype="fp32")
+    assert count_flops(network, work).prefill_flops == flops
+    layers = (*out.cache.self_attention_cache.layers, *out.cache.cross_attention_cache.layers)
+    assert count_kv_cache_bytes(network, work) == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+def test_decoder_of_a_pair_needs_cross_attention():
+    """A nested decoder that could not read the encoder is refused by name."""
+    with pytest.raises(ConfigError, match="decoder"):
+        _read("encoder-decoder", "EncoderDecoderModel", encoder={"model_type": "bert"}, decoder={"model_type": "bert"})
+
+
 def test_abstract_class_is_refused():
     """A base class has no weights of its own."""
     with pytest.raises(UnsupportedModelError, match="abstract"):
