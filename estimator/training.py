@@ -51,12 +51,14 @@ _TOKEN_ID_BYTES, _FP32_BYTES = 8, 4  # PyTorch's token ids are int64
 class TrainingMemory:
     """Bytes on one device at the peak of a training step, on the device that needs most; all modelled.
 
-    `trained_params` are the whole model's. `copies_bytes` are master weights, or the copies that autocast makes;
+    `trained_params` are the whole model's, `device_params` those of the device before ZeRO shards them.
+    `copies_bytes` are master weights, or the copies that autocast makes;
     `loss_bytes` the logits and what the loss makes of them; `extras_bytes` what the plan adds by name. `stage` is the
     place of that device in the pipeline.
     """
 
     trained_params: int
+    device_params: int
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
@@ -167,18 +169,23 @@ def _stage_memory(
     per_weight, _, per_state, per_copy = PRECISIONS[plan.precision]
     base = [_share(weight, plan) for _, weight in stage.weights]
     trained = base if plan.lora is None else [_share(weight, plan) for weight in _adapters(stage.weights, plan.lora)]
-    elements, dp = _elements(trained), _Sharding(plan)
+    elements = _elements(trained)
     weights = elements * per_weight
     if plan.lora is not None:
         weights += frozen_bytes(base, plan.lora, plan.precision)
     activations, loss = _activations(network, stage, plan)
-    copies = elements * per_copy if plan.precision.startswith("mixed") else _autocast_bytes(network, stage, plan)
+    states = optimizer_bytes(trained, plan.optimizer, per_state)
+    if plan.precision.startswith("mixed"):
+        copies = _sharded(elements * per_copy, plan, from_stage=1)
+    else:
+        copies = _autocast_bytes(network, stage, plan)
     return TrainingMemory(
         trained_params=_trained_params(network, plan),
-        weights_bytes=dp.divide(weights, from_stage=3),
-        gradients_bytes=dp.divide(elements * plan.gradient_bytes, from_stage=2),
-        optimizer_bytes=dp.divide(optimizer_bytes(trained, plan.optimizer, per_state), from_stage=1),
-        copies_bytes=dp.divide(copies, from_stage=1) if plan.precision.startswith("mixed") else copies,
+        device_params=elements,
+        weights_bytes=_sharded(weights, plan, from_stage=3),
+        gradients_bytes=_sharded(elements * plan.gradient_bytes, plan, from_stage=2),
+        optimizer_bytes=_sharded(states, plan, from_stage=1),
+        copies_bytes=copies,
         activations_bytes=activations,
         loss_bytes=loss,
         extras_bytes=_extras(network, stage, trained, plan) | _teacher_bytes(network, stage, plan, teacher),
@@ -233,8 +240,8 @@ def _extras(network: Network, stage: Stage, trained: list[Weight], plan: Trainin
 def _teacher_bytes(
     network: Network, stage: Stage, plan: TrainingPlan, teacher: TransformerConfig | Network | None
 ) -> dict[str, int]:
-    """The teacher's weights, frozen; on the device of the loss its logits, and at the widest moment of a loss on softened
-    probabilities three more fp32 tensors of their size: the teacher's probabilities, the student's and their product.
+    """The teacher's frozen weights. On the device of the loss its logits too, and at the widest moment of a loss on
+    softened probabilities three fp32 tensors of their size: those of the teacher, of the student, and their product.
     """
     if teacher is None or plan.teacher_dtype is None:
         return {}
@@ -251,14 +258,9 @@ def _teacher_bytes(
     return found
 
 
-class _Sharding:
+def _sharded(whole: int, plan: TrainingPlan, *, from_stage: int) -> int:
     """What one of the data-parallel devices holds."""
-
-    def __init__(self, plan: TrainingPlan) -> None:
-        self._plan = plan.parallel
-
-    def divide(self, whole: int, *, from_stage: int) -> int:
-        return _divide(whole, self._plan.data) if self._plan.zero_stage >= from_stage else whole
+    return _divide(whole, plan.parallel.data) if plan.parallel.zero_stage >= from_stage else whole
 
 
 def _trained_params(network: Network, plan: TrainingPlan) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
 from estimator.commands.cost_options import add_arguments, cost_document, cost_lines
+from estimator.commands.training_options import add_arguments as add_training
+from estimator.commands.training_options import explained_lines, plan_of, training_document, training_lines
 from estimator.display import print_json, shorten
 from estimator.latency import PhaseTime
 from estimator.readers.source import ModelSource, bundled_models, read_source
@@ -26,7 +28,8 @@ SOURCE is a Hugging Face config.json, its folder, a .safetensors, .gguf or .onnx
 _EXAMPLES = """examples:
   estimator size gpt2
   estimator size ./config.json --batch-size 8 --sequence-length 2048 --json
-  estimator size mistral-7b --weight-dtype int8 --kv-dtype bf16 --device l4"""
+  estimator size mistral-7b --weight-dtype int8 --kv-dtype bf16 --device l4
+  estimator size mistral-7b --training --lora-rank 16 --base-dtype nf4 --precision bf16 --device l4"""
 
 
 def add_parser(commands: Any) -> None:
@@ -41,6 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--device", metavar="D", help="a name from `estimator devices`")
     add_workload(parser)
+    add_training(parser)
     add_arguments(parser)
     parser.add_argument("--explain", action="store_true", help="derive every figure")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -53,15 +57,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the source, the device or a number is not understood.
     """
+    plan_of(args)  # options that do not go together are refused before anything is read
     source = read_source(args.source)
     result = size_of_arguments(source, args)
     if args.json:
-        costs = cost_document(result, args)
+        costs = cost_document(result, args) | training_document(result, args)
         print_json(size_document(result, source) | costs | (_derivations(result) if args.explain else {}))
         return 0
     print(_table(result, source, args))
     if args.explain:
-        print(_explanation(result))
+        print("\n".join([_explanation(result), *explained_lines(result, args)]))
     print(f"\nnext: {_next_step(args, result)}", file=sys.stderr)
     return 0
 
@@ -88,6 +93,7 @@ def _table(result: Estimate, source: ModelSource, args: argparse.Namespace) -> s
         *_compute_lines(result),
         *_latency_lines(result),
         *cost_lines(result, args),
+        *training_lines(result, args),
         *(f"warning: {warning}" for warning in result.warnings),
     ]
     return "\n".join(lines)
