@@ -55,7 +55,7 @@ def dual_network(fields: Fields, facts: Dual) -> Network:
 
     Ignores: the products of every image with every text.
     """
-    vision, text = fields.sub("vision_config"), fields.sub("text_config")
+    vision, text = (_part(fields, facts, name) for name in ("vision_config", "text_config"))
     seen = VISION[vision.data.model_type]
     vision.ignore("projection_dim")
     text.ignore("projection_dim")
@@ -86,6 +86,15 @@ def dual_network(fields: Fields, facts: Dual) -> Network:
         max_position_embeddings=text.size("max_position_embeddings"),
         learned_positions=True,
     )
+
+
+def _part(fields: Fields, facts: Dual, name: str) -> Fields:
+    """The nested config, or in CLIP's older ones the `*_config_dict`, which wins over it as a whole."""
+    older = f"{name}_dict"
+    if not facts.has_projections or not fields.given(older):
+        return fields.sub(name)
+    fields.ignore(name)
+    return fields.sub(older, family=fields.data.sub_configs[name])
 
 
 def _text_stack(fields: Fields, facts: Dual, after: tuple[Block, ...]) -> Stack:

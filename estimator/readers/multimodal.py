@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from estimator.blocks import head, linear, norm_weights
 from estimator.config import show
 from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.network import Block, Network, Weight
+from estimator.network import Block, Network, Stack, Weight
 from estimator.readers.decoders import num_labels
 from estimator.readers.fields import Fields
 from estimator.readers.vision import Vision, num_patches, vision_stack
@@ -24,7 +24,7 @@ __all__ = ["Multimodal", "Parts", "Reader", "merged_patches", "multimodal_networ
 
 Reader = Callable[[Fields], Network]
 # Fields of published configs that no class reads: of the whole model, and of its parts.
-_OUTER = ("ignore_index", "vocab_size", "hidden_size", "use_image_newline_parameter", "image_seq_len", "vision_config")
+_OUTER = ("ignore_index", "vocab_size", "hidden_size", "use_image_newline_parameter", "image_seq_len")
 _INNER = (
     "tie_word_embeddings",
     "use_bidirectional_attention",
@@ -73,13 +73,16 @@ class Parts:
 class Multimodal:
     """The facts of a family.
 
-    projector: the blocks behind the tower, None where the tower holds them itself. vision: the field of the tower's
-    config. text_task: "base" where the head is the whole model's own, "causal_lm" where it is the text model's.
-    text_ties: the text's own tie_word_embeddings ties the head too, as older configs have it.
-    flat: the text's fields may stand in the whole model's config. ignored: fields that the classes do not size by. warning: what a user must know about the size of an image.
+    projector: the blocks behind the tower, None where the tower holds them itself. between: stacks between the tower
+    and the text. vision: the field of the tower's config. text_task: "base" where the head is the whole model's own,
+    "causal_lm" where it is the text model's (of an encoder-decoder: "seq2seq_lm"). text_ties: the text's own
+    tie_word_embeddings ties the head too, as older configs have it. flat: the text's fields may stand in the whole
+    model's config. ignored: fields that the classes do not size by. warning: what a user must know about the size of an
+    image.
     """
 
     projector: Callable[[Parts], tuple[Block, ...]] | None = None
+    between: Callable[[Parts], tuple[Stack, ...]] | None = None
     vision: str = "vision_config"
     text_task: str = "base"
     text_ties: bool = False
@@ -102,16 +105,19 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
         raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
     if vision.data.model_type not in VISION:
         raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
+    if facts.text_task == "causal_lm" and "seq2seq_lm" in text.data.classes.values():
+        text.task = "seq2seq_lm"
     text.ignore(*_INNER)
     vision.ignore(*_INNER, "vocab_size")
     language = texts[text.data.model_type](text)
     parts = Parts(fields=fields, text=text, vision=vision, facts=VISION[vision.data.model_type])
     projector = facts.projector(parts) if facts.projector is not None else ()
     tower = vision_stack(vision, parts.facts, after=projector, optional=True, prefix="vision_tower.")
+    between = facts.between(parts) if facts.between is not None else ()
     main = replace(language.main, after=language.main.after + _task_head(parts, facts), prefix="language_model.")
     if facts.warning is not None:
         fields.warnings.append(facts.warning)
-    return replace(language, stacks=(tower, *language.stacks[:-1], main), model_type=fields.data.model_type)
+    return replace(language, stacks=(tower, *between, *language.stacks[:-1], main), model_type=fields.data.model_type)
 
 
 def projection(

@@ -20,6 +20,7 @@ from estimator.readers.multimodal import (
     num_feature_layers,
     projection,
 )
+from estimator.readers.query_transformer import query_attention, query_stack
 from estimator.vision_blocks import image_attention, resampler_attention, tokens
 
 __all__ = ["MULTIMODAL", "TEXTS", "multimodal_readers"]
@@ -223,8 +224,19 @@ _WHOLE_TOWER = Multimodal(warning=_NOMINAL)  # the tower ends in the text's widt
 _GLM = Multimodal(text_ties=True)
 _QWEN = replace(_WHOLE_TOWER, text_ties=True, flat=True)
 
+_BLIP_IGNORED = (
+    "image_text_hidden_size",
+    "use_decoder_only_language_model",
+    "is_encoder_decoder",
+    "use_qformer_text_input",
+    "logit_scale_init_value",
+    "num_image_tokens",
+)
+_BLIP2 = Multimodal(projector=query_attention, between=query_stack, text_task="causal_lm", ignored=_BLIP_IGNORED)
+
 MULTIMODAL: Mapping[str, Multimodal] = {
     "aya_vision": Multimodal(projector=_aya_vision, ignored=(*_SELECTING, "vision_feature_layer"), warning=_TILES),
+    "blip-2": _BLIP2,
     "cohere2_vision": Multimodal(projector=_cohere2_vision, warning=_TILES),
     "gemma3": _GEMMA3,
     "glm46v": Multimodal(),
@@ -233,6 +245,8 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "glm_ocr": _GLM,
     "hyperclovax_vision_v2": Multimodal(projector=_hyperclovax, warning=_NOMINAL),
     "idefics3": _IDEFICS3,
+    "instructblip": _BLIP2,
+    "instructblipvideo": _BLIP2,
     "internvl": _INTERNVL,
     "llava": _LLAVA,
     "llava_next": replace(_LLAVA, projector=_llava_with_newline, text_ties=False, warning=_TILES),

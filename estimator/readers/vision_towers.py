@@ -131,6 +131,7 @@ def _mllama_stack(fields: Fields, stack: Stack) -> Stack:
     return replace(stack, layers=layers, length=fields.size("max_num_tiles") * (_grid_patches(fields) + 1))
 
 
+_BLIP = Vision(channels=3, class_tokens=1, qkv_bias="qkv_bias")
 _IDEFICS = Vision()
 _INTERNVL = Vision(
     class_tokens=1,
@@ -178,6 +179,9 @@ _GLM = Vision(
 )
 
 TOWERS: Mapping[str, Vision] = {
+    "blip_2_vision_model": _BLIP,
+    "instructblip_vision_model": _BLIP,
+    "instructblipvideo_vision_model": _BLIP,
     "glm4v_vision": _GLM,
     "glm4v_moe_vision": _GLM,
     "glm_ocr_vision": replace(

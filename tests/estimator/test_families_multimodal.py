@@ -148,6 +148,33 @@ def test_images_fill_the_cross_attention_of_mllama():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("text_type", ["opt", "t5"])
+def test_querying_transformer_stands_between_tower_and_any_text(text_type):
+    """BLIP-2: FLOPs of an image are those of the tower, the querying transformer and the projection."""
+    texts = {
+        "opt": {"hidden_size": 48, "ffn_dim": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+        | {"word_embed_proj_dim": 48},
+        "t5": {"d_model": 48, "d_ff": 80, "d_kv": 12, "num_layers": 2, "num_heads": 4, "vocab_size": 100},
+    }
+    query = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    parts = {"vision_config": VIT, "qformer_config": query, "num_query_tokens": 5}
+    model = _model("Blip2ForConditionalGeneration", text_config=texts[text_type] | {"model_type": text_type}, **parts)
+    import torch
+
+    network = _network(model)
+    assert count_params(network).total == sum(parameter.numel() for parameter in model.parameters())
+    assert network.architecture == ("decoder" if text_type == "opt" else "encoder-decoder")
+
+    def see() -> None:
+        rows = model.vision_model(pixel_values=torch.zeros(2, 3, 32, 32, device="meta")).last_hidden_state
+        queries = torch.zeros(2, 5, 64, device="meta")
+        model.language_projection(model.qformer(query_embeds=queries, encoder_hidden_states=rows).last_hidden_state)
+
+    none, two = (count_flops(network, Workload(prompt_length=24, num_images=n)).prefill_flops for n in (0, 2))
+    assert two - none == _counted(see)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", [name for name in sorted(MULTIMODAL) if name not in UNBUILT])
 def test_family_is_exact_or_refused(model_type):
     """The defaults with few layers, one changed field and a combination, for every class of the family."""
@@ -217,7 +244,7 @@ def test_image_of_any_size_is_said_to_be_assumed():
         ({"text_config": {"model_type": "vit"}}, UnsupportedModelError, "text_config of model_type 'vit'"),
         ({"vision_config": {"model_type": "llama"}}, UnsupportedModelError, "vision_config of model_type 'llama'"),
         ({"vision_config": [1]}, ConfigError, "vision_config must be an object"),
-        ({"vision_config": {"num_layers_of_glue": 3}}, ConfigError, "vision_config.'num_layers_of_glue' is not known"),
+        ({"vision_config": {"num_layers_of_glue": 3}}, ConfigError, "num_layers_of_glue' is not known"),
         ({"text_config": {"hidden_size": 0}}, ConfigError, "text_config.hidden_size must be a positive integer"),
         ({"vision_feature_layer": []}, ConfigError, "vision_feature_layer must be one or more layers"),
     ],

@@ -161,6 +161,24 @@ def test_family_is_exact_or_refused(model_type):
     assert outcome.exact > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_older_config_dicts_win():
+    """CLIP's first configs hold each part twice; the later one counts, with its own defaults."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    values = {
+        "text_config": TEXT,
+        "vision_config": VIT,
+        "text_config_dict": {"num_hidden_layers": 3},
+        "vision_config_dict": VIT | {"num_hidden_layers": 1},
+    }
+    with torch.device("meta"):
+        model = transformers.CLIPModel(transformers.CLIPConfig(**json.loads(json.dumps(values))))
+    network, _, _ = read_network({"model_type": "clip", "architectures": ["CLIPModel"]} | values)
+    assert count_params(network).total == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_image_of_two_sides_is_read():
     """A height and a width, as ViT takes them: 6 x 4 patches and a class token."""
     values = {"model_type": "vit", "architectures": ["ViTModel"]} | VIT | {"image_size": [48, 32]}
