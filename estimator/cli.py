@@ -17,8 +17,12 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "size": ("estimator.commands.size", "parameters, memory, FLOPs, and the time on a device"),
     "fit": ("estimator.commands.fit", "the largest batch, context or model for a device; the device for a model"),
+    "compare": ("estimator.commands.compare", "models side by side"),
     "devices": ("estimator.devices_command", "the table of devices, or one with its sources"),
-    "calibrate": ("estimator.commands.calibrate", "learn what this machine, or a device with measured points, sustains"),
+    "calibrate": (
+        "estimator.commands.calibrate",
+        "learn what this machine, or a device with measured points, sustains",
+    ),
     "validate": ("estimator.commands.validate", "errors against reference data, by class"),
     "measure": ("estimator.measuring.command", "latency and memory on this machine, with ONNX Runtime"),
 }
@@ -28,6 +32,7 @@ _EXAMPLES = """examples:
   estimator size llama-3.1-8b --weight-dtype int4 --sequence-length 4096 --generate 256
   estimator size qwen3-0.6b --explain                     every figure with its formula and source
   estimator fit llama-3.1-8b --device l4                  largest batch and context, weight types, number of devices
+  estimator compare llama-3.1-8b qwen3-8b --html c.html   side by side, with charts
   estimator devices raspberry-pi-5                        what is known of a device, and where it was published
   estimator measure gpt2                                  run it here with ONNX Runtime
 

@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> None:
     add_training(parser)
     add_arguments(parser)
     parser.add_argument("--explain", action="store_true", help="derive every figure")
+    parser.add_argument("--html", metavar="FILE", help="also write one page with charts, for offline reading")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.set_defaults(run=run)
 
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     plan_of(args)  # options that do not go together are refused before anything is read
     source = read_source(args.source)
     result = size_of_arguments(source, args)
+    if args.html:
+        from estimator.plots import write_page
+
+        print(f"wrote {write_page([result], args.html)}; open it in a browser", file=sys.stderr)
     if args.json:
         costs = cost_document(result, args) | training_document(result, args)
         print_json(size_document(result, source) | costs | (_derivations(result) if args.explain else {}))
