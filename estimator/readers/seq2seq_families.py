@@ -63,7 +63,7 @@ SEQ2SEQ: Mapping[str, Seq2Seq] = {
     "bart": _BART,
     "plbart": replace(_BART, default_labels=2),
     "mvp": replace(_BART, default_labels=2, decoder_tables=blocks.prompt_tables),
-    "mbart": replace(_BART, norm_first=True, final_norm=True),
+    "mbart": replace(_BART, norm_first=True, final_norm=True, default_labels=2),
     "pegasus": _PEGASUS,
     "blenderbot": _PEGASUS,
     "blenderbot-small": Seq2Seq(embedding_norm=True),

@@ -211,6 +211,15 @@ def test_untied_bart_keeps_a_table_per_stack_and_one_beside():
     assert untied - tied == 3 * 50265 * 1024
 
 
+def test_classifier_has_three_classes_by_default_where_the_family_declares_it():
+    """BART's configuration class declares three labels, MBART's the usual two."""
+    for model_type, hf_class, labels in (
+        ("bart", "BartForSequenceClassification", 3),
+        ("mbart", "MBartForSequenceClassification", 2),
+    ):
+        assert _read(model_type, hf_class).main.after[-1].weights[0].shape == (labels, 1024)
+
+
 def test_relative_biases_stand_once_per_stack_or_in_every_layer():
     """T5 has one table per stack, UMT5 one per layer."""
     for model_type, hf_class, count in (("t5", "T5Model", 2), ("umt5", "UMT5Model", 16)):
