@@ -88,6 +88,44 @@ def test_gemma_3_27b_has_its_published_count_and_cache():
     ]
 
 
+PUBLISHED = {
+    # Qwen/Qwen2-VL-2B-Instruct: 2,208,985,600
+    "Qwen2VLForConditionalGeneration": (
+        {"model_type": "qwen2_vl", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+        | {"num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+        | {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 28}
+        | {"vision_config": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "hidden_size": 1536}},
+        2_208_985_600,
+    ),
+    # llava-hf/llava-1.5-7b-hf: 7,063,427,072
+    "LlavaForConditionalGeneration": (
+        {"model_type": "llava", "ignore_index": -100, "vocab_size": 32064}
+        | {"text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096}}
+        | {"vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096}
+           | {"num_attention_heads": 16, "num_hidden_layers": 24, "image_size": 336, "patch_size": 14}},
+        7_063_427_072,
+    ),
+    # HuggingFaceTB/SmolVLM-256M-Instruct: 256,484,928
+    "Idefics3ForConditionalGeneration": (
+        {"model_type": "idefics3", "scale_factor": 4, "image_seq_len": 64}
+        | {"text_config": {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64}
+           | {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30, "vocab_size": 49280}
+           | {"perceiver_config": {}, "pixel_shuffle_factor": 4, "use_resampler": False, "qk_layer_norms": False}}
+        | {"vision_config": {"model_type": "idefics3_vision", "hidden_size": 768, "intermediate_size": 3072}
+           | {"num_attention_heads": 12, "image_size": 512, "patch_size": 16, "size": {"longest_edge": 2048}}},
+        256_484_928,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hf_class", PUBLISHED)
+def test_published_config_has_its_published_count(hf_class):
+    """Totals of the safetensors files on the model's page."""
+    values, total = PUBLISHED[hf_class]
+    network, _, _ = read_network(values | {"architectures": [hf_class]})
+    assert count_params(network).total == total
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("class_name", [name for name in CASES if not name.startswith("PaliGemma")])
 def test_parameters_and_text_flops_equal_transformers(class_name):
