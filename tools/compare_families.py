@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     _quiet()
     print(f"seed {args.seed}")
-    for model_type in args.model_types or sorted(network_families()):
+    for model_type in args.model_types or network_families():
         outcome = compare(model_type, random.Random(f"{args.seed} {model_type}"), args.combinations, args.shapes)
         print(
             f"{model_type:<26} exact {outcome.exact:>4}  refused {sum(outcome.refused.values()):>3}  "

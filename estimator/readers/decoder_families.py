@@ -5,9 +5,11 @@ To add a family, add a row: docs/howto/add-architecture.md. Families with expert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from estimator.network import Network
 from estimator.readers import decoder_oddities as odd
 from estimator.readers import gemma_blocks as gemma
 from estimator.readers.decoder_facts import (
@@ -20,10 +22,12 @@ from estimator.readers.decoder_facts import (
     all_layers,
     from_layer,
 )
+from estimator.readers.decoders import decoder_network
 from estimator.readers.expert_families import EXPERT_DECODERS, HUNYUAN_IGNORED, HUNYUAN_REQUIRED
+from estimator.readers.fields import Fields
 from estimator.readers.odd_attention import differential_attention, modernbert_head, norm_behind_the_first_layer
 
-__all__ = ["DECODERS"]
+__all__ = ["DECODERS", "READERS"]
 
 _ALL_WINDOWED = Windows(layers=all_layers)
 _QWEN_WINDOWS = Windows(switch="use_sliding_window", layers=from_layer("max_window_layers"))
@@ -305,4 +309,8 @@ DECODERS: Mapping[str, Decoder] = {
     ),
     "xglm": replace(_GPT, positions="none", intermediate_size="ffn_dim", required={"add_cross_attention": (False,)}),
     **EXPERT_DECODERS,
+}
+
+READERS: Mapping[str, Callable[[Fields], Network]] = {
+    name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()
 }

@@ -8,7 +8,7 @@ runs for images only, and its projector says how many tokens of the text an imag
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from estimator.blocks import head, linear, norm_weights
@@ -91,7 +91,7 @@ class Multimodal:
     warning: str | None = None
 
 
-def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Reader]) -> Network:
+def multimodal_network(fields: Fields, facts: Multimodal, find_text: Callable[[str], Reader | None]) -> Network:
     """Tower, projector, text model and the head of the class.
 
     Raises:
@@ -101,7 +101,8 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
     fields.ignore(*_OUTER)
     text = fields.sub("text_config", task=facts.text_task, flat=facts.flat)
     vision = fields.sub(facts.vision, task="base")
-    if text.data.model_type not in texts:
+    read_text = find_text(text.data.model_type)
+    if read_text is None:
         raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
     if vision.data.model_type not in VISION:
         raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
@@ -109,7 +110,7 @@ def multimodal_network(fields: Fields, facts: Multimodal, texts: Mapping[str, Re
         text.task = "seq2seq_lm"
     text.ignore(*_INNER)
     vision.ignore(*_INNER, "vocab_size")
-    language = texts[text.data.model_type](text)
+    language = read_text(text)
     parts = Parts(fields=fields, text=text, vision=vision, facts=VISION[vision.data.model_type])
     projector = facts.projector(parts) if facts.projector is not None else ()
     tower = vision_stack(vision, parts.facts, after=projector, optional=True, prefix="vision_tower.")

@@ -23,7 +23,7 @@ from estimator.readers.multimodal import (
 from estimator.readers.query_transformer import query_attention, query_stack
 from estimator.vision_blocks import image_attention, resampler_attention, tokens
 
-__all__ = ["MULTIMODAL", "TEXTS", "multimodal_readers"]
+__all__ = ["MULTIMODAL", "READERS", "TEXTS"]
 
 _NAME = "multi_modal_projector"
 _TILES = "a large image is cut into tiles; num_images counts tiles of the tower's image size"
@@ -282,11 +282,17 @@ TEXTS: Mapping[str, Decoder] = {
 }
 
 
-def multimodal_readers(texts: Mapping[str, Reader]) -> Mapping[str, Reader]:
-    """The readers of all these families, over those of the text models that they may hold."""
-    own: dict[str, Reader] = {name: functools.partial(decoder_network, facts=facts) for name, facts in TEXTS.items()}
-    own["mllama_text_model"] = mllama_text
-    known = {**texts, **own}
-    return own | {
-        name: functools.partial(multimodal_network, facts=facts, texts=known) for name, facts in MULTIMODAL.items()
-    }
+def _find_text(model_type: str) -> Reader | None:
+    from estimator.readers.networks import find_reader  # which loads the families, this module among them
+
+    return find_reader(model_type)
+
+
+READERS: Mapping[str, Reader] = {
+    **{name: functools.partial(decoder_network, facts=facts) for name, facts in TEXTS.items()},
+    "mllama_text_model": mllama_text,
+    **{
+        name: functools.partial(multimodal_network, facts=facts, find_text=_find_text)
+        for name, facts in MULTIMODAL.items()
+    },
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,20 +11,10 @@ from typing import Any
 from estimator.config import show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Network
-from estimator.readers.audio import READERS as AUDIO_READERS
-from estimator.readers.decoder_families import DECODERS
-from estimator.readers.decoders import decoder_network
-from estimator.readers.dual_encoders import READERS as DUAL_READERS
-from estimator.readers.encoder_families import READERS as ENCODER_READERS
 from estimator.readers.family_data import FamilyData, family_data, model_types_of_class
 from estimator.readers.fields import Fields
-from estimator.readers.hybrid_families import READERS as HYBRID_READERS
-from estimator.readers.multimodal_families import multimodal_readers
-from estimator.readers.seq2seq_composites import READERS as COMPOSITE_READERS
-from estimator.readers.seq2seq_families import READERS as SEQ2SEQ_READERS
-from estimator.readers.vision_families import READERS as VISION_READERS
 
-__all__ = ["network_families", "read_network"]
+__all__ = ["find_reader", "network_families", "read_network"]
 
 # Published under a model type of their own, with the fields and classes of another.
 _RENAMED: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
@@ -41,12 +32,38 @@ Reader = Callable[[Fields], Network]
 _TIED_TASKS = ("causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "pretraining", "speech_seq2seq")
 
 
+# Modules with READERS, the ones that are asked for most first: each is loaded only if none before it knows the family.
+_MODULES = (
+    "decoder_families",
+    "encoder_families",
+    "seq2seq_families",
+    "seq2seq_composites",
+    "hybrid_families",
+    "vision_families",
+    "dual_encoders",
+    "audio",
+    "multimodal_families",
+)
+
+
+def find_reader(model_type: str) -> Reader | None:
+    """The function that lays out a model type, or None."""
+    for module in _MODULES:
+        readers = _readers(module)
+        if model_type in readers:
+            return readers[model_type]
+    return None
+
+
 @functools.cache
-def network_families() -> Mapping[str, Reader]:
-    """The function that lays out each model type that can be read."""
-    decoders = {name: functools.partial(decoder_network, facts=facts) for name, facts in DECODERS.items()}
-    texts = {**decoders, **ENCODER_READERS, **SEQ2SEQ_READERS, **COMPOSITE_READERS, **HYBRID_READERS}
-    return {**texts, **VISION_READERS, **DUAL_READERS, **AUDIO_READERS, **multimodal_readers(texts)}
+def network_families() -> tuple[str, ...]:
+    """Every model type that can be read, sorted; loads all of their readers."""
+    return tuple(sorted({model_type for module in _MODULES for model_type in _readers(module)}))
+
+
+def _readers(module: str) -> Mapping[str, Reader]:
+    readers: Mapping[str, Reader] = importlib.import_module(f"estimator.readers.{module}").READERS
+    return readers
 
 
 def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ...]]:
@@ -58,7 +75,7 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
     """
     model_type = values.get("model_type") or _model_type_of_class(values)
     name = _RENAMED.get(model_type, model_type) if isinstance(model_type, str) else ""
-    data, reader = family_data(name), network_families().get(name)
+    data, reader = family_data(name), find_reader(name)
     if data is None or reader is None:
         raise UnsupportedModelError(f"model_type {show(model_type)} is not supported")
     hf_class, warnings = _choose_class(data, values)
@@ -90,7 +107,7 @@ def _model_type_of_class(values: Mapping[str, Any]) -> str:
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise UnsupportedModelError("config.json names neither model_type nor class; add one, such as llama")
-    known = [name for name in model_types_of_class(names[0]) if name in network_families()]
+    known = [name for name in model_types_of_class(names[0]) if find_reader(name) is not None]
     of_that_name = [name for name in known if names[0].lower().startswith(name.replace("_", "").replace("-", ""))]
     found = known if len(known) == 1 else of_that_name
     if len(found) != 1:
