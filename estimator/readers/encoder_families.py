@@ -152,7 +152,7 @@ ENCODERS: Mapping[str, Encoder] = {
         extra_positions=2,
         make_attention=blocks.conv_per_head("conv_window"),
         can_decode=False,
-        ignored=("num_hash",),
+        ignored=("num_hash", "hash_code_len", "use_expectation", "use_fast_hash", "lsh_backward"),
         warning=_FULL_PRODUCTS,
         heads=_ROWS,
     ),
