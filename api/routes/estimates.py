@@ -41,6 +41,6 @@ def create_estimate(request: Annotated[EstimateRequest, Body()]) -> dict[str, An
 def _source(request: EstimateRequest) -> ModelSource:
     """A bundled model by name, never a path: a client must not read this machine's files."""
     if request.config is not None:
-        return source_of_values(request.config, "config")
+        return source_of_values(request.config, "config", may_import_torch=False)
     assert request.model is not None  # the schema sees to it that one of the two is given
     return read_bundled(request.model)

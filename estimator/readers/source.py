@@ -101,10 +101,10 @@ def read_bundled(name: str) -> ModelSource:
     return _parse(text, known, None)
 
 
-def source_of_values(values: Mapping[str, Any], name: str) -> ModelSource:
+def source_of_values(values: Mapping[str, Any], name: str, *, may_import_torch: bool = True) -> ModelSource:
     """The model that the content of a config.json describes.
 
-    A model type that is not known here is counted through transformers, if that is installed.
+    A model type that is not known here is counted through transformers, if that is installed and may be imported.
 
     Raises:
         UnsupportedModelError: names the model type or class, and what would be needed.
@@ -116,6 +116,8 @@ def source_of_values(values: Mapping[str, Any], name: str) -> ModelSource:
     try:
         network, hf_class, warnings = read_network(values)
     except UnsupportedModelError as error:
+        if not may_import_torch:
+            raise
         network, hf_class, warnings = _through_transformers(values, error)
     try:
         return _model_source(values, name, network, hf_class, warnings, buildable=read_config(values)[0])
@@ -173,7 +175,7 @@ def _near(text: str, names: tuple[str, ...]) -> str:
     import difflib
 
     close = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"bundled are {', '.join(names)}"
+    return f"did you mean {' or '.join(close)}?" if close else "`estimator models` lists those"
 
 
 def _holds_model(folder: Path) -> bool:

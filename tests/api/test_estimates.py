@@ -82,3 +82,11 @@ def test_estimate_refuses_what_it_does_not_understand(client, request_body, poin
     (error,) = response.json()["errors"]
     assert error["pointer"].startswith(pointer)
     assert words in error["detail"]
+
+
+def test_estimate_never_counts_through_transformers(client, monkeypatch):
+    """A family that only transformers knows is refused by the service, which imports no torch."""
+    monkeypatch.setattr("estimator.readers.meta_device.network_through_transformers", lambda values: pytest.fail())
+    response = client.post("/v1/estimates", json={"config": {"model_type": "reformer"}})
+    assert response.status_code == 422
+    assert "reformer" in response.text
