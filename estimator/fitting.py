@@ -13,6 +13,7 @@ from typing import Any
 from estimator.achievable import Achievable
 from estimator.devices import Device
 from estimator.display import shorten
+from estimator.energy import EnergyEstimate, estimate_energy
 from estimator.latency import LatencyEstimate, estimate_latency
 from estimator.memory import MemoryEstimate, count_weight_bytes, estimate_memory
 from estimator.network import Network
@@ -51,8 +52,9 @@ class Limits:
     """What a model has to stay within. A limit that is None does not hold.
 
     Memory: that of the device less the share `reserve`, and `max_memory_bytes`. `max_latency_s` is the time between
-    tokens, or that of the only pass of a model that generates nothing; `max_first_token_s` the time of the prompt.
-    Times are compared as expected, not at the end of their interval.
+    tokens, or that of the only pass of a model that generates nothing; `max_first_token_s` the time of the prompt;
+    `max_energy_j` the energy of the device for one sequence, its prompt and all its tokens. Times and energies are
+    compared as expected, not at the end of their interval.
     """
 
     device: Device | None = None
@@ -61,6 +63,7 @@ class Limits:
     max_memory_bytes: float | None = None
     max_latency_s: float | None = None
     max_first_token_s: float | None = None
+    max_energy_j: float | None = None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -72,26 +75,39 @@ class Limits:
 
     @property
     def has_time(self) -> bool:
-        """Whether a time is limited."""
-        return self.max_latency_s is not None or self.max_first_token_s is not None
+        """Whether a time is limited, or an energy, which takes a time."""
+        return any(limit is not None for limit in (self.max_latency_s, self.max_first_token_s, self.max_energy_j))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A model and what it is asked to do. `stored_bytes` are those of its weights as a file holds them."""
+    """A model and what it is asked to do. `stored_bytes` are those of its weights as a file holds them.
+
+    `num_devices` share the work when `network` is what one of them holds.
+    """
 
     network: Network
     workload: Workload
     stored_bytes: int | None = None
+    num_devices: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a request takes of one device; `latency` is None without a device whose rates are known."""
+    """What a request takes of one device; `latency` is None without a device whose rates are known.
+
+    `energy` is None unless it is limited, and where no power of the device is known.
+    """
 
     request: Request
     memory: MemoryEstimate
     latency: LatencyEstimate | None
+    energy: EnergyEstimate | None = None
+
+    @property
+    def request_j(self) -> float:
+        """Energy of all devices for one sequence; 0 where it is not limited or not known."""
+        return 0.0 if self.energy is None else self.energy.request_j.value * self.request.num_devices
 
     def to_dict(self) -> dict[str, Any]:
         """The figures that a decision needs, JSON-ready."""
@@ -99,7 +115,9 @@ class Demand:
         times = {"prefill_s": None, "decode_s_per_token": None}
         if self.latency is not None:
             times = {name: self.latency.to_dict()[name] for name in times}
-        return {"memory": parts | {"total_bytes": self.memory.total_bytes}, "latency": times}
+        energy = None if self.energy is None else self.energy.request_j.to_dict()
+        memory = parts | {"total_bytes": self.memory.total_bytes}
+        return {"memory": memory, "latency": times, "request_j": energy}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +156,10 @@ def demand_of(request: Request, limits: Limits) -> Demand:
     latency = None
     if limits.device is not None and not network.has_only_weights:
         latency = estimate_latency(network, workload, limits.device, limits.achievable, stored_bytes=stored)
-    return Demand(request=request, memory=memory, latency=latency)
+    energy = None
+    if limits.max_energy_j is not None and limits.device is not None and latency is not None:
+        energy = estimate_energy(latency, limits.device, workload)
+    return Demand(request=request, memory=memory, latency=latency, energy=energy)
 
 
 def broken_limit(demand: Demand, limits: Limits) -> str | None:
@@ -158,6 +179,8 @@ def broken_limit(demand: Demand, limits: Limits) -> str | None:
         return "first-token budget"
     if limits.max_latency_s is not None and step.time_s.value > limits.max_latency_s:
         return "latency budget"
+    if limits.max_energy_j is not None and demand.request_j > limits.max_energy_j:
+        return "energy budget"
     return None
 
 
@@ -182,7 +205,23 @@ def largest(broken: Callable[[int], str | None], most: int = LONGEST) -> tuple[i
 
 
 def fit_batch_size(request: Request, limits: Limits) -> Answer:
-    """The largest batch of the request's lengths."""
+    """The largest batch of the request's lengths.
+
+    The energy of a sequence falls with the batch, which shares the reading of the weights, so it is asked for last.
+    """
+    answer = _fit_batch_size(request, replace(limits, max_energy_j=None))
+    if limits.max_energy_j is None or answer.value is None:
+        return answer
+    workload = replace(request.workload, batch_size=answer.value)
+    demand = demand_of(replace(request, workload=workload), limits)
+    unknown = why_unknown(request, limits)
+    if not unknown and demand.request_j <= limits.max_energy_j:
+        return replace(answer, demand=demand)
+    detail = unknown or f"even in a batch of {answer.value:,}: {_describe('energy budget', demand, limits)}"
+    return Answer(value=None, binds=None if unknown else "energy budget", detail=detail)
+
+
+def _fit_batch_size(request: Request, limits: Limits) -> Answer:
     return _fit(request, limits, lambda n: replace(request.workload, batch_size=n), "batch", positions_bind=False)
 
 
@@ -309,9 +348,11 @@ def why_unknown(request: Request, limits: Limits) -> str | None:
     if limits.has_time and (device is None or estimate_latency(request.network, Workload(), device) is None):
         named = "without a device" if device is None else f"{device.name} has no published rate or bandwidth, so"
         return f"{named} no time is known"
+    if limits.max_energy_j is not None and device is not None and device.tdp_w is None:
+        return f"{device.name} has no published power, so no energy is known"
     if limits.has_time and request.network.has_only_weights:
         return "nothing but its weights is known, so neither is its time"
-    if limits.memory_bytes is None and not limits.has_time:
+    if limits.memory_bytes is None and limits.max_latency_s is None and limits.max_first_token_s is None:
         named = "no device is given" if device is None else f"{device.name} is sold without memory"
         return f"{named}; say how much there is with --max-memory"
     return None
@@ -338,6 +379,8 @@ def _describe(binds: str, demand: Demand, limits: Limits) -> str:
         shown = ", ".join(f"{label} {shorten(size, 'B')}" for label, size in parts.items() if size)
         return f"{shorten(demand.memory.total_bytes, 'B')} of {shorten(limits.memory_bytes or 0, 'B')} ({shown})"
     assert demand.latency is not None
+    if binds == "energy budget":
+        return f"{shorten(demand.request_j, 'J')} of {shorten(limits.max_energy_j or 0.0, 'J')}"
     first = binds == "first-token budget"
     phase = demand.latency.prefill_s if first else demand.latency.decode_s_per_token or demand.latency.prefill_s
     limit = limits.max_first_token_s if first else limits.max_latency_s
@@ -352,4 +395,4 @@ def _share(request: Request, num_devices: int) -> Request:
     if request.stored_bytes is not None:
         whole = count_weight_bytes(request.network, request.workload)
         stored = -(-request.stored_bytes * count_weight_bytes(share, request.workload) // whole)
-    return replace(request, network=share, stored_bytes=stored)
+    return replace(request, network=share, stored_bytes=stored, num_devices=num_devices)

@@ -120,7 +120,8 @@ def _cards(result: Estimate) -> str:
     if result.latency is None:
         cards.append(_card("Prefill", shorten(result.compute.prefill_flops, "FLOP"), "counted"))
         return f'<div class="best">{"".join(cards)}</div>'
-    for label, phase in _phases(result, ("Time to first token", "Time per token")):
+    first = "Time to first token" if result.network.is_causal else "Time of a pass"
+    for label, phase in _phases(result, (first, "Time per token")):
         cards.append(_card(label, shorten(phase.time_s.value, "s"), f"{_span(phase.time_s)}, {phase.limit} binds"))
     return f'<div class="best">{"".join(cards)}</div>'
 

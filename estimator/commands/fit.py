@@ -74,6 +74,9 @@ def add_parser(commands: Any) -> None:
         help="between tokens, or of an encoder's pass; such as 50ms",
     )
     budgets.add_argument("--max-first-token", type=quantity("s"), metavar="TIME", help="of the prompt, such as 500ms")
+    budgets.add_argument(
+        "--max-energy", type=quantity("j"), metavar="ENERGY", help="of the device, for one sequence; such as 20J"
+    )
     budgets.add_argument("--max-params", type=quantity(""), metavar="N", help="with --space: parameters, such as 5M")
     budgets.add_argument(
         "--reserve",
@@ -132,6 +135,7 @@ def _limits(args: argparse.Namespace) -> Limits:
         max_memory_bytes=args.max_memory,
         max_latency_s=args.max_latency,
         max_first_token_s=args.max_first_token,
+        max_energy_j=args.max_energy,
     )
 
 
@@ -226,6 +230,7 @@ def _limits_dict(limits: Limits) -> dict[str, Any]:
         "memory_bytes": limits.memory_bytes,
         "max_latency_s": limits.max_latency_s,
         "max_first_token_s": limits.max_first_token_s,
+        "max_energy_j": limits.max_energy_j,
     }
 
 
@@ -260,8 +265,9 @@ def _where(limits: Limits) -> str:
 
 
 def _budgets(limits: Limits) -> str:
-    named = {"a token": limits.max_latency_s, "the first token": limits.max_first_token_s}
-    return "".join(f", {shorten(value, 's')} for {name}" for name, value in named.items() if value is not None)
+    named = [("a token", limits.max_latency_s, "s"), ("the first token", limits.max_first_token_s, "s")]
+    named.append(("a sequence", limits.max_energy_j, "J"))
+    return "".join(f", {shorten(value, unit)} for {name}" for name, value, unit in named if value is not None)
 
 
 def _answer_lines(answers: Answers, request: Request, limits: Limits) -> list[str]:

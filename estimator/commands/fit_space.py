@@ -34,9 +34,11 @@ def run_space(args: argparse.Namespace, limits: Limits) -> int:
     """
     space, workload = find_space(args.space), _workload(args)
     if limits.has_time and limits.device is None:
-        raise InputError("a budget of time needs --device; `estimator devices` lists the names")
+        raise InputError("a budget of time or energy needs --device; `estimator devices` lists the names")
     if limits.has_time and not _has_rates(limits):
         raise InputError(f"{args.device} has no published arithmetic rate or bandwidth, so no time is known on it")
+    if limits.max_energy_j is not None and limits.device is not None and limits.device.tdp_w is None:
+        raise InputError(f"{args.device} has no published power, so no energy is known on it")
     if limits.memory_bytes is None and not limits.has_time and args.max_params is None:
         raise InputError("nothing limits the space; give --device, --max-memory, --max-latency or --max-params")
     answer = largest_config(
@@ -100,6 +102,7 @@ def _document(
             "reserve": limits.reserve,
             "max_latency_s": limits.max_latency_s,
             "max_first_token_s": limits.max_first_token_s,
+            "max_energy_j": limits.max_energy_j,
             "max_params": max_params,
         },
         "params": None if config is None else count_params(config).total,
@@ -123,7 +126,7 @@ def _lines(name: str, workload: Workload, limits: Limits, max_params: float | No
     ]
     how = _METHODS[answer.method].format(count=answer.num_candidates, seed=answer.seed)
     if answer.config is None or answer.demand is None:
-        return [*lines, f"none of its architectures fits; of the smallest, {_binding(answer.binds)}", how]
+        return [*lines, f"none of its architectures fits; for the smallest, what binds: {answer.binds}", how]
     memory = answer.demand.memory
     lines += [
         f"{'largest architecture':<22}{shorten(count_params(answer.config).total, ''):>12} parameters",
@@ -147,6 +150,8 @@ def _limit_words(limits: Limits, max_params: float | None) -> list[str]:
         words.append(f"{shorten(limits.max_latency_s, 's')} a token (or pass of an encoder)")
     if limits.max_first_token_s is not None:
         words.append(f"{shorten(limits.max_first_token_s, 's')} to the first token")
+    if limits.max_energy_j is not None:
+        words.append(f"{shorten(limits.max_energy_j, 'J')} a sequence")
     return words + ([] if max_params is None else [f"{shorten(max_params, '')} parameters"])
 
 

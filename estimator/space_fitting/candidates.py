@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from estimator.achievable import achievable_of
 from estimator.batch import BatchEstimate
 from estimator.config import TransformerConfig
+from estimator.devices import Device
 from estimator.fitting import Demand, Limits, Request, broken_limit, demand_of
 from estimator.latency import sustained_rate
 from estimator.params import count_params
+from estimator.power import power_class_of
 from estimator.weights import network_of
 from estimator.workload import DTYPE_BYTES, Workload
 
@@ -136,7 +138,21 @@ def possibly_within(search: Search, figures: BatchEstimate, columns: Mapping[str
     step = np.where(figures.decode_flops_per_token > 0, step, prefill)
     possible &= prefill <= (limits.max_first_token_s or math.inf)
     possible &= step <= (limits.max_latency_s or math.inf)
+    if limits.max_energy_j is not None and device.tdp_w is not None:
+        per_step = device.tdp_w / workload.batch_size
+        energy = per_step * _least_seconds(device, figures.prefill_flops / rate, read / bandwidth)
+        moved = (read + figures.kv_cache_bytes) / bandwidth
+        tokens = np.where(figures.decode_flops_per_token > 0, workload.generated_length, 0)
+        energy += tokens * per_step * _least_seconds(device, step_flops / rate, moved)
+        possible &= energy * (1 - _ROUNDING) <= limits.max_energy_j
     return possible
+
+
+def _least_seconds(device: Device, compute_s: NDArray[np.float64], moving_s: NDArray[np.float64]) -> Any:
+    """Seconds at the power limit that take as much energy as a phase: `PowerClass.share` of its time."""
+    power, seconds = power_class_of(device), np.maximum(compute_s, moving_s)
+    busy = power.idle_share * seconds + power.bandwidth_share * moving_s + power.compute_share * compute_s
+    return np.minimum(seconds, busy)
 
 
 def _table_bytes(columns: Mapping[str, NDArray[Any]], workload: Workload) -> NDArray[np.float64]:
