@@ -102,7 +102,7 @@ def multimodal_network(fields: Fields, facts: Multimodal, find_text: Callable[[s
     text = fields.sub("text_config", task=facts.text_task, flat=facts.flat)
     vision = fields.sub(facts.vision, task="base")
     read_text = find_text(text.data.model_type)
-    if read_text is None:
+    if read_text is None or "vocab_size" not in text.data.defaults:
         raise UnsupportedModelError(f"text_config of model_type {show(text.data.model_type)} is not supported")
     if vision.data.model_type not in VISION:
         raise UnsupportedModelError(f"{facts.vision} of model_type {show(vision.data.model_type)} is not supported")
