@@ -14,16 +14,16 @@ from estimator.training_stages import divide_network
 __all__ = ["derive_training"]
 
 _PRECISION_SOURCE = "ZeRO, arXiv:1910.02054, section 3.1; PyTorch's automatic mixed precision"
-_STATES = {
-    "sgd": "no state",
-    "momentum": "1 state per parameter",
-    "rmsprop": "1 state per parameter",
-    "adam": "2 states per parameter",
-    "adamw": "2 states per parameter",
-    "lamb": "2 states per parameter",
+_NUM_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "lamb": 2}
+_OTHER_STATES = {
     "adafactor": "a row and a column of every matrix, 1 state per parameter of the rest",
     "adam-8bit": "2 states of 1 byte, and 4 bytes for each block of 256; 8 bytes in tensors below 4,096",
     "muon": "1 state for the layers' matrices, 2 for the rest",
+}
+_STATE_SOURCES = {
+    "adafactor": "Shazeer and Stern, arXiv:1804.04235; torch.optim.Adafactor",
+    "adam-8bit": "Dettmers et al., arXiv:2110.02861; bitsandbytes",
+    "lamb": "You et al., arXiv:1904.00962",
 }
 
 
@@ -57,11 +57,15 @@ def _parameters(plan: TrainingPlan, memory: TrainingMemory) -> Iterator[tuple[st
     gradients = f"trained parameters · {plan.gradient_bytes}{share}"
     numbers = f"{params} × {plan.gradient_bytes}{over}"
     yield "gradients_bytes", gradients, numbers, memory.gradients_bytes, _PRECISION_SOURCE
-    share, _ = divided(1)
-    states = f"{_STATES[plan.optimizer]}; states of {per_state} bytes{share}"
-    yield "optimizer_bytes", states, str(memory.optimizer_bytes), memory.optimizer_bytes, "optimizer_states.py"
+    share, over = divided(1)
+    source = _STATE_SOURCES.get(plan.optimizer, f"states of torch.optim, {plan.optimizer}")
+    if plan.optimizer in _NUM_STATES:
+        states = f"trained parameters · states · {per_state}{share}"
+        numbers = f"{params} × {_NUM_STATES[plan.optimizer]} × {per_state}{over}"
+    else:
+        states, numbers = f"{_OTHER_STATES[plan.optimizer]}{share}", str(memory.optimizer_bytes)
+    yield "optimizer_bytes", states, numbers, memory.optimizer_bytes, source
     if plan.precision.startswith("mixed"):
-        share, over = divided(1)
         copies, numbers = f"master weights: trained parameters · {per_copy}{share}", f"{params} × {per_copy}{over}"
     else:
         copies, numbers = f"autocast's copies of matrices · {per_copy}", str(memory.copies_bytes)

@@ -44,6 +44,7 @@ __all__ = [
     "optimizer_bytes",
 ]
 
+_Weights = list[tuple[Block, Weight]]
 _TOKEN_ID_BYTES, _FP32_BYTES = 8, 4  # PyTorch's token ids are int64
 
 
@@ -167,18 +168,20 @@ def _stage_memory(
     network: Network, stage: Stage, plan: TrainingPlan, teacher: TransformerConfig | Network | None
 ) -> TrainingMemory:
     per_weight, _, per_state, per_copy = PRECISIONS[plan.precision]
-    base = [_share(weight, plan) for _, weight in stage.weights]
-    trained = base if plan.lora is None else [_share(weight, plan) for weight in _adapters(stage.weights, plan.lora)]
+    owned = [(block, _share(weight, plan)) for block, weight in stage.weights]
+    trained = owned
+    if plan.lora is not None:
+        trained = [(block, _share(weight, plan)) for block, weight in _adapters(stage.weights, plan.lora)]
     elements = _elements(trained)
     weights = elements * per_weight
     if plan.lora is not None:
-        weights += frozen_bytes(base, plan.lora, plan.precision)
+        weights += frozen_bytes((weight for _, weight in owned), plan.lora, plan.precision)
     activations, loss = _activations(network, stage, plan)
-    states = optimizer_bytes(trained, plan.optimizer, per_state)
+    states = optimizer_bytes(((block.part, weight) for block, weight in trained), plan.optimizer, per_state)
     if plan.precision.startswith("mixed"):
         copies = _sharded(elements * per_copy, plan, from_stage=1)
     else:
-        copies = _autocast_bytes(network, stage, plan)
+        copies = _autocast_bytes(network, stage, trained, plan)
     return TrainingMemory(
         trained_params=_trained_params(network, plan),
         device_params=elements,
@@ -188,7 +191,7 @@ def _stage_memory(
         copies_bytes=copies,
         activations_bytes=activations,
         loss_bytes=loss,
-        extras_bytes=_extras(network, stage, trained, plan) | _teacher_bytes(network, stage, plan, teacher),
+        extras_bytes=_extras(stage, trained, plan) | _teacher_bytes(network, stage, plan, teacher),
         stage=stage.index,
     )
 
@@ -201,11 +204,15 @@ def _activations(network: Network, stage: Stage, plan: TrainingPlan) -> tuple[in
     return held + max(0, again.of_device(plan) - loss), loss
 
 
-def _autocast_bytes(network: Network, stage: Stage, plan: TrainingPlan) -> int:
+def _autocast_bytes(network: Network, stage: Stage, trained: _Weights, plan: TrainingPlan) -> int:
     """Half-precision copies of every matrix and bias that autocast multiplies with; experts stay as they are.
 
-    Checkpointed layers make theirs again, so that only those of the head are there when the loss is computed.
+    Checkpointed layers make theirs again, so that only those of the head are there when the loss is computed. Frozen
+    weights that are not fp32 need none.
     """
+    per_copy = PRECISIONS[plan.precision][3]
+    if plan.lora is not None and plan.lora.base_dtype not in (None, "fp32"):
+        return per_copy * _elements(trained)
     weights = list(stage.weights)
     if stage.index == 0 and stage.is_last:
         weights += [(block, weight) for block in network.main.after for weight in block.weights if not weight.stored]
@@ -216,10 +223,10 @@ def _autocast_bytes(network: Network, stage: Stage, plan: TrainingPlan) -> int:
         for block, weight in weights
         if (weight.role in ("linear", "bias") or block.part == "head") and not weight.name.startswith("experts.")
     )
-    return PRECISIONS[plan.precision][3] * sum(weight.copies * math.prod(weight.shape) for weight in multiplied)
+    return per_copy * sum(weight.copies * math.prod(weight.shape) for weight in multiplied)
 
 
-def _extras(network: Network, stage: Stage, trained: list[Weight], plan: TrainingPlan) -> dict[str, int]:
+def _extras(stage: Stage, trained: _Weights, plan: TrainingPlan) -> dict[str, int]:
     per_weight, elements = PRECISIONS[plan.precision][0], _elements(trained)
     continual, extras = plan.continual, {}
     if continual.ewc:
@@ -233,7 +240,7 @@ def _extras(network: Network, stage: Stage, trained: list[Weight], plan: Trainin
         whole = sum(_share(weight, plan).num_elements for _, weight in stage.weights)
         extras["columns_bytes"] = (columns * whole + laterals * lateral) * per_weight
     if plan.sparse_masks:
-        extras["masks_bytes"] = sum(weight.num_elements for weight in trained if weight.role == "linear")
+        extras["masks_bytes"] = sum(weight.num_elements for _, weight in trained if weight.role == "linear")
     return extras
 
 
@@ -265,14 +272,13 @@ def _sharded(whole: int, plan: TrainingPlan, *, from_stage: int) -> int:
 
 def _trained_params(network: Network, plan: TrainingPlan) -> int:
     if plan.lora is None:
-        return _elements(weight for _, _, weight in stored_weights(network))
+        return sum(weight.num_elements for _, _, weight in stored_weights(network))
     owned = [block for stack in network.stacks for _, block, owns in stack.named_blocks() if owns]
     return _elements(_adapters(((block, weight) for block in owned for weight in block.weights), plan.lora))
 
 
-def _adapters(weights: Iterable[tuple[Block, Weight]], plan: LoraPlan) -> Iterator[Weight]:
-    for block, weight in weights:
-        yield from adapters(block, weight, plan)
+def _adapters(weights: Iterable[tuple[Block, Weight]], plan: LoraPlan) -> Iterator[tuple[Block, Weight]]:
+    return ((block, adapter) for block, weight in weights for adapter in adapters(block, weight, plan))
 
 
 def _share(weight: Weight, plan: TrainingPlan) -> Weight:
@@ -285,8 +291,8 @@ def _share(weight: Weight, plan: TrainingPlan) -> Weight:
     return replace(weight, shape=shape)
 
 
-def _elements(weights: Iterable[Weight]) -> int:
-    return sum(weight.num_elements for weight in weights)
+def _elements(weights: Iterable[tuple[Block, Weight]]) -> int:
+    return sum(weight.num_elements for _, weight in weights)
 
 
 def _divide(whole: int, parts: int) -> int:

@@ -145,7 +145,8 @@ def training_document(result: Estimate, args: argparse.Namespace) -> dict[str, A
         "federated": None,
     }
     if federated is not None:
-        document["federated"] = asdict(federated) | {"server_bytes": federated.server_bytes, "origin": "counted"}
+        origins = {"round_bytes": "counted", "server_bytes": "modelled"}
+        document["federated"] = asdict(federated) | {"server_bytes": federated.server_bytes, "origins": origins}
     if args.explain:
         from estimator.explain_training import derive_training
 
@@ -240,10 +241,10 @@ def _federated_lines(federated: FederatedMemory | None) -> list[str]:
         _row("  down, per client", federated.down_bytes_per_client, "B", "counted"),
         _row("  up, per client", federated.up_bytes_per_client, "B", "counted"),
         _row("  sent in all", federated.round_bytes, "B", "counted"),
-        _row("  server", federated.server_bytes, "B", "counted"),
-        _row("    weights", federated.server_weights_bytes, "B", "counted"),
-        _row("    updates", federated.server_updates_bytes, "B", "counted"),
-        _row("    optimizer", federated.server_optimizer_bytes, "B", "counted"),
+        _row("  server", federated.server_bytes, "B", "modelled"),
+        _row("    weights", federated.server_weights_bytes, "B", "modelled"),
+        _row("    updates", federated.server_updates_bytes, "B", "modelled"),
+        _row("    optimizer", federated.server_optimizer_bytes, "B", "modelled"),
     ]
 
 
