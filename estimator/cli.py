@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "size": ("estimator.commands.size", "parameters, memory, FLOPs, and the time on a device"),
     "fit": ("estimator.commands.fit", "the largest batch, context or model for a device; the device for a model"),
     "compare": ("estimator.commands.compare", "models side by side"),
+    "models": ("estimator.commands.models", "the bundled models: names, parameters, classes"),
     "devices": ("estimator.devices_command", "the table of devices, or one with its sources"),
     "calibrate": (
         "estimator.commands.calibrate",

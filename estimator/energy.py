@@ -8,11 +8,11 @@ from typing import Any
 from estimator.devices import Device
 from estimator.facility import JOULES_PER_KWH, Facility, facility_of, kwh_of
 from estimator.figures import Figure
-from estimator.latency import LatencyEstimate, PhaseTime, sustained_rate
+from estimator.latency import LatencyEstimate, PhaseTime, computing_rate
 from estimator.power import PowerClass, power_class_of
 from estimator.workload import Workload
 
-__all__ = ["EnergyEstimate", "estimate_energy", "power_share", "scaled"]
+__all__ = ["EnergyEstimate", "estimate_energy", "phase_energy_j", "scaled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ class EnergyEstimate:
 def estimate_energy(
     latency: LatencyEstimate, device: Device, workload: Workload, facility: Facility | None = None
 ) -> EnergyEstimate | None:
-    """Energy = time · power; None when no power limit of the device is known, and none is given.
+    """Energy by phase and request; None when no power limit of the device is known, and no power is given.
 
-    Power = limit · min(1, idle + bandwidth share · use + compute share · use), where the uses are what a phase takes of
-    the rates that the device sustains.
+    Energy = limit · (awake share · seconds + bandwidth share · bytes / bandwidth + compute share · FLOPs / peak), with
+    the published peaks; or the given power times the time.
 
     Ignores: the host, memory outside of the device, network, and the time in which a device waits for requests.
     Source: `PowerClass.source`; facility: `Facility.pue_source`, `Facility.grid_source`.
@@ -67,20 +67,24 @@ def estimate_energy(
         return None
     power = power_class_of(device)
     batch, prompts = workload.batch_size, workload.batch_size * workload.prompt_length
-    prefill_w = _power(latency.prefill_s, latency, device, workload, facility)
     prefill_s = latency.prefill_s.time_s.value
-    prefill = _energy(prefill_s * prefill_w.value, power)
+    prefill_j = phase_energy_j(latency.prefill_s, device, workload, facility)
+    prefill = _energy(prefill_j, power)
     decode_w = token = None
     token_s = 0.0
     if latency.decode_s_per_token is not None:
-        decode_w = _power(latency.decode_s_per_token, latency, device, workload, facility)
-        token_s = latency.decode_s_per_token.time_s.value / batch
-        token = _energy(token_s * decode_w.value, power)
+        step_j = phase_energy_j(latency.decode_s_per_token, device, workload, facility)
+        step_s = latency.decode_s_per_token.time_s.value
+        decode_w, token, token_s = (
+            _power(step_j / step_s, device, facility),
+            _energy(step_j / batch, power),
+            step_s / batch,
+        )
     generated = workload.generated_length if token is not None else 0
     request = _energy(prefill.value / batch + generated * (0.0 if token is None else token.value), power)
     request_s = prefill_s / batch + generated * token_s
     return EnergyEstimate(
-        prefill_w=prefill_w,
+        prefill_w=_power(prefill_j / prefill_s, device, facility),
         decode_w=decode_w,
         prefill_j=prefill,
         prefill_j_per_token=scaled(prefill, 1 / prompts),
@@ -96,14 +100,17 @@ def estimate_energy(
     )
 
 
-def power_share(phase: PhaseTime, latency: LatencyEstimate, device: Device, workload: Workload) -> float:
-    """The share of its power limit that a device draws during a phase."""
-    bandwidth = device.memory_bandwidth_bytes_per_s
-    assert bandwidth is not None  # else there were no latency
-    bytes_s = phase.bytes_moved / (bandwidth * latency.achievable.bandwidth_fraction)
-    flops_s = phase.flops / sustained_rate(workload, device, latency.achievable)
+def phase_energy_j(phase: PhaseTime, device: Device, workload: Workload, facility: Facility) -> float:
+    """Joules of the device during a phase: by a given power, or by what the phase moves and computes."""
     seconds = phase.time_s.value
-    return power_class_of(device).share(bytes_s / seconds, flops_s / seconds)
+    if facility.power_w is not None:
+        return facility.power_w * seconds
+    power, bandwidth = power_class_of(device), device.memory_bandwidth_bytes_per_s
+    assert device.tdp_w is not None
+    assert bandwidth is not None  # else there were no time
+    moving = power.bandwidth_share * phase.bytes_moved / bandwidth
+    computing = power.compute_share * phase.flops / computing_rate(workload, device)[0]
+    return device.tdp_w * (power.awake_share * seconds + moving + computing)
 
 
 def scaled(figure: Figure, factor: float) -> Figure:
@@ -117,15 +124,12 @@ def scaled(figure: Figure, factor: float) -> Figure:
     )
 
 
-def _power(
-    phase: PhaseTime, latency: LatencyEstimate, device: Device, workload: Workload, facility: Facility
-) -> Figure:
-    """Watts during a phase: as given, or by the model; no more than the limit."""
+def _power(watts: float, device: Device, facility: Facility) -> Figure:
+    """Watts during a phase; a device that would need more than its limit takes longer than the roofline says."""
     if facility.power_w is not None:
         return Figure(value=facility.power_w, origin="published")
     assert device.tdp_w is not None
-    value = device.tdp_w * power_share(phase, latency, device, workload)
-    spread = power_class_of(device).power_spread
+    value, spread = min(watts, device.tdp_w), power_class_of(device).power_spread
     return Figure(value=value, low=value / spread, high=min(value * spread, device.tdp_w), origin="modelled")
 
 

@@ -19,7 +19,7 @@ from estimator.roofline import count_read_bytes, peak_rate
 from estimator.weights import network_of
 from estimator.workload import Workload
 
-__all__ = ["LatencyEstimate", "PhaseTime", "count_operators", "estimate_latency", "sustained_rate"]
+__all__ = ["LatencyEstimate", "PhaseTime", "computing_rate", "count_operators", "estimate_latency", "sustained_rate"]
 
 
 _ATTENTION_OPERATORS = 10
@@ -147,11 +147,11 @@ def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -
 
     A float type without a published rate runs in fp32, outside of matrix units.
     """
-    rate, fraction = _computing_rate(workload, device)
+    rate, fraction = computing_rate(workload, device)
     return rate * float(getattr(achievable, fraction))
 
 
-def _computing_rate(workload: Workload, device: Device) -> tuple[float, str]:
+def computing_rate(workload: Workload, device: Device) -> tuple[float, str]:
     """The peak of what computes the workload, and the name of the fraction of it that is sustained."""
     rates = device.peak_flops_per_s
     if workload.weight_dtype == "int8" and "int8" in rates:
@@ -178,7 +178,7 @@ def _phase(
     bound_s = max(flops / peak, bytes_moved / bandwidth)
     compute_s = flops / sustained_rate(workload, device, achievable)
     bandwidth_s = bytes_moved / (bandwidth * achievable.bandwidth_fraction)
-    fraction = _computing_rate(workload, device)[1] if compute_s >= bandwidth_s else "bandwidth_fraction"
+    fraction = computing_rate(workload, device)[1] if compute_s >= bandwidth_s else "bandwidth_fraction"
     value, spread = max(compute_s, bandwidth_s) + overhead_s, achievable.spread_of(fraction)
     figure = Figure(
         value=value,

@@ -85,6 +85,11 @@ class TrainingRun:
         if rate is not None and self.utilisation is not None:
             raise InputError("give either an achieved rate or a utilisation, not both")
 
+    @property
+    def num_passes(self) -> int:
+        """Forward passes that one step of training is worth."""
+        return 1 + BACKWARD_PASSES + (1 if self.checkpointing == "full" else 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFlops:
@@ -238,9 +243,8 @@ def _exact_flops(network: Network, run: TrainingRun) -> tuple[int | None, int | 
     tokens = stack_rows(network, network.main, workload)
     if network.architecture == "encoder-decoder":
         tokens += stack_rows(network, network.stacks[-2], workload)
-    passes = 1 + BACKWARD_PASSES + (1 if run.checkpointing == "full" else 0)
     full, causal = forward.prefill_flops, forward.prefill_causal_flops
-    return passes * full * run.tokens // tokens, passes * causal * run.tokens // tokens
+    return run.num_passes * full * run.tokens // tokens, run.num_passes * causal * run.tokens // tokens
 
 
 def _achieved_rate(run: TrainingRun, device: Device | None) -> tuple[Figure | None, str]:
@@ -270,8 +274,8 @@ def _training_power(device: Device | None, facility: Facility) -> Figure | None:
     if device is None or device.tdp_w is None:
         return None
     power = power_class_of(device)
-    value = device.tdp_w * power.share(0.0, 1.0)
-    return Figure(value=value, low=value / power.power_spread, high=value * power.power_spread, origin="modelled")
+    value, spread = device.tdp_w * power.training_share, power.training_spread
+    return Figure(value=value, low=value / spread, high=value * spread, origin="modelled")
 
 
 def _divided(value: Figure, rate: Figure, unit: float) -> Figure:

@@ -9,7 +9,6 @@ from typing import Any
 from estimator.commands.arguments import count
 from estimator.display import shorten
 from estimator.energy import EnergyEstimate, estimate_energy
-from estimator.errors import InputError
 from estimator.facility import Facility, facility_of
 from estimator.figures import Figure
 from estimator.quantities import quantity
@@ -40,13 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--num-devices", type=count(1), metavar="N", help="devices that train together (1)")
     training.add_argument("--achieved", type=quantity("flops"), metavar="R", help="FLOP/s of a device, such as 24.6T")
     training.add_argument("--utilisation", type=_share, metavar="S", help="share of its peak, such as 40%%")
+    parser.set_defaults(usage_error=parser.error)
 
 
 def energy_of(result: Estimate, args: argparse.Namespace) -> EnergyEstimate | None:
     """Energy of a request on the device of the estimate; None without a device, its time or its power.
 
     Raises:
-        InputError: an option is impossible, or would change nothing.
+        InputError: an option is impossible. One that would change nothing ends the program with code 2.
     """
     _refuse_idle_options(result, args)
     if result.device is None or result.latency is None:
@@ -58,7 +58,7 @@ def training_of(result: Estimate, args: argparse.Namespace) -> TrainingCompute |
     """The training run that the arguments ask for; None when they ask for none.
 
     Raises:
-        InputError: an option is impossible, or would change nothing.
+        InputError: an option is impossible. One that would change nothing ends the program with code 2.
     """
     _refuse_idle_options(result, args)
     if args.training_tokens is None:
@@ -69,6 +69,7 @@ def training_of(result: Estimate, args: argparse.Namespace) -> TrainingCompute |
         target_length=args.target_length or 0,
         num_devices=args.num_devices or 1,
         dtype="fp32" if args.weight_dtype == "fp32" else "bf16",
+        checkpointing="full" if args.checkpointing in ("full", "reversible") else "none",
         achieved_flops_per_s=args.achieved,
         utilisation=args.utilisation,
     )
@@ -119,7 +120,7 @@ def _training_lines(training: TrainingCompute) -> list[str]:
     each = f"{run.sequence_length:,}" + (f" + {run.target_length:,}" if run.target_length else "")
     lines = [f"training on {run.tokens:,} tokens in sequences of {each}, devices: {run.num_devices:,}"]
     for label, value, origin in (
-        ("  exact", flops.exact, "counted: 3 forward passes, masks not discounted"),
+        ("  exact", flops.exact, f"counted: {run.num_passes} forward passes, masks not discounted"),
         ("  exact, causal", flops.exact_causal, "counted, without what masks hide"),
         ("  rule 6·N·D", flops.rule, f"modelled, N = {flops.parameters:,} (all that a token passes)"),
         ("  without tables", flops.rule_non_embedding, f"modelled, N = {flops.parameters_non_embedding:,}"),
@@ -184,10 +185,10 @@ def _refuse_idle_options(result: Estimate, args: argparse.Namespace) -> None:
         return
     for name in _TRAINING_ONLY:
         if getattr(args, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} needs --training-tokens N")
+            args.usage_error(f"--{name.replace('_', '-')} needs --training-tokens N")
     for name in _FACILITY:
         if getattr(args, name) is not None and result.latency is None:
-            raise InputError(f"--{name.replace('_', '-')} needs a --device whose time is known, or --training-tokens N")
+            args.usage_error(f"--{name.replace('_', '-')} needs a --device whose time is known, or --training-tokens N")
 
 
 def _number(text: str) -> float:

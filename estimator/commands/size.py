@@ -15,7 +15,7 @@ from estimator.commands.training_options import add_arguments as add_training
 from estimator.commands.training_options import explained_lines, plan_of, training_document, training_lines
 from estimator.display import print_json, shorten
 from estimator.latency import PhaseTime
-from estimator.readers.source import ModelSource, bundled_models, read_source
+from estimator.readers.source import ModelSource, read_source
 from estimator.sized_source import size_document
 from estimator.sizing import Estimate
 
@@ -23,7 +23,8 @@ __all__ = ["add_parser", "run"]
 
 _DESCRIPTION = """What a model needs: parameters, memory, FLOPs. With a device: whether it fits, and its time.
 
-SOURCE is a Hugging Face config.json, its folder, a .safetensors, .gguf or .onnx file, or a bundled model:
+SOURCE is a Hugging Face config.json, its folder, a .safetensors, .gguf or .onnx file, or a bundled model such as
+gpt2, llama-3.1-8b, qwen3-0.6b, bert-base-uncased or t5-small; `estimator models` lists them all.
 """
 _EXAMPLES = """examples:
   estimator size gpt2
@@ -37,7 +38,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "size",
         help="parameters, memory, FLOPs, and the time on a device",
-        description=_DESCRIPTION + "  " + ", ".join(bundled_models()),
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -57,15 +57,16 @@ def test_energy_holds_another_model_and_a_newer_device(device, batch_size, gener
     assert energy.decode_w.low <= watts <= energy.decode_w.high
 
 
-def test_energy_is_time_times_power():
-    """The closed form over the latency's own figures."""
+def test_energy_is_power_times_time():
+    """Below the power limit, and additive over prompt and tokens."""
     workload = dataclasses.replace(BF16, batch_size=4, generated_length=100)
     device = get_device("h100")
     latency = estimate_latency(read_source("llama-3.1-8b").network, workload, device)
     energy = estimate_energy(latency, device, workload)
-    prefill_j = latency.prefill_s.time_s.value * energy.prefill_w.value
+    assert energy.prefill_w.value == 700
+    prefill_j = energy.prefill_j.value
+    assert prefill_j >= latency.prefill_s.time_s.value * 700
     token_j = latency.decode_s_per_token.time_s.value * energy.decode_w.value / 4
-    assert energy.prefill_j.value == pytest.approx(prefill_j)
     assert energy.prefill_j_per_token.value == pytest.approx(prefill_j / (4 * 512))
     assert energy.decode_j_per_token.value == pytest.approx(token_j)
     assert energy.request_j.value == pytest.approx(prefill_j / 4 + 100 * token_j)
@@ -183,9 +184,24 @@ def test_energy_is_additive_and_grows_with_the_request(batch, prompt, generated,
     assert energy.request_j.value * batch == pytest.approx(together)
 
 
+def test_energy_is_what_is_moved_and_computed():
+    """The closed form: awake seconds, bytes over the bandwidth and FLOPs over the peak, times 700 W."""
+    device, workload = get_device("h100"), dataclasses.replace(BF16, batch_size=8, generated_length=1)
+    latency = estimate_latency(read_source("llama-3.1-8b").network, workload, device)
+    power, phase = power_class_of(device), latency.decode_s_per_token
+    seconds = (
+        power.awake_share * phase.time_s.value
+        + power.bandwidth_share * phase.bytes_moved / 3.35e12
+        + power.compute_share * phase.flops / 989.5e12
+    )
+    token = estimate_energy(latency, device, workload).decode_j_per_token
+    assert token.value == pytest.approx(700 * seconds / 8)
+
+
 def test_power_classes_are_shares_of_the_limit():
-    """Idle is below every load, nothing exceeds the limit, and every device has a class with a source."""
+    """A device that does nothing draws less than its limit; every device has a class with a source."""
     for power in POWER_CLASSES.values():
-        for use in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
-            assert 0 < power.idle_share == power.share(0.0, 0.0) < power.share(*use) <= 1
+        assert 0 < power.awake_share < 1
+        assert power.awake_share + power.compute_share > 1
+        assert power.above >= power.below > 1
     assert all(power_class_of(device).source for device in load_devices().values())
