@@ -102,7 +102,7 @@ class Keeping:
 def layer_kept(stack: Stack, layer: Layer, source_rows: int, keeping: Keeping, *, is_first: bool) -> Kept:
     """What one layer keeps of `batch_size` sequences. `source_rows` are the encoder's, per sequence."""
     branches = [block for block in layer.blocks if block.part != "norm"]
-    own = [block for block in branches if block.positions is None and block.part != "other"]
+    own = [block for block in branches if block.positions is None]
     norms = len(layer.blocks) - len(branches)
     with_input = own[: min(len(own), norms)] if norms else own  # parallel branches read the output of one norm
     kept = Kept()

@@ -153,8 +153,11 @@ def estimate_federated_memory(model: TransformerConfig | Network, plan: Training
 
 
 def _check_plan(network: Network, plan: TrainingPlan, teacher: TransformerConfig | Network | None) -> None:
-    if network.has_only_weights:
-        raise InputError("training cannot be sized from weights alone; give a config.json")
+    if any(block.part == "other" and block.weights for stack in network.stacks for block in stack.blocks):
+        raise InputError(
+            f"training cannot be sized for {network.model_type}: its weights are known, but not their layers;"
+            " give a config.json of a family that `estimator` reads itself"
+        )
     if (teacher is None) != (plan.teacher_dtype is None):
         raise InputError("distillation needs both a teacher and its teacher_dtype")
     heads = [block.attention.num_attention_heads for block in network.main.blocks if block.attention is not None]

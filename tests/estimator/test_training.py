@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from estimator.errors import InputError
 from estimator.lora import nf4_bytes
-from estimator.network import Weight, stored_weights
+from estimator.network import Block, Network, Stack, Weight, stored_weights
 from estimator.params import count_params
 from estimator.readers.networks import read_network
 from estimator.readers.source import read_source
@@ -401,6 +401,15 @@ def test_plans_that_do_not_fit_the_model_are_refused(plan, said, large):
     """The message says what the model has."""
     with pytest.raises(InputError, match=said):
         estimate_training_memory(large, plan)
+
+
+def test_weights_without_layers_are_refused(llama):
+    """A file of weights does not say what its layers keep; zero would be a guess."""
+    weights = tuple(weight for _, _, weight in stored_weights(llama))
+    stack = Stack(name="model", hidden_size=1, layers=(), before=(Block(name="", part="other", weights=weights),))
+    network = Network(architecture="encoder", stacks=(stack,), model_type="safetensors", has_only_weights=True)
+    with pytest.raises(InputError, match="cannot be sized for safetensors"):
+        estimate_training_memory(network, TrainingPlan())
 
 
 def test_adapters_need_a_target_in_the_model():
