@@ -15,6 +15,14 @@ from estimator.network import Network
 from estimator.params import count_params
 from estimator.reference_rows import Mode, model_rows, named_network, read_mode, reference_network, reference_rows
 from estimator.training import TrainingPlan, estimate_training_memory
+from estimator.validation_energy import (
+    Row,
+    co2e_rows,
+    energy_rows,
+    power_rows,
+    training_energy_rows,
+    training_hours_rows,
+)
 from estimator.workload import Workload
 
 __all__ = ["CLASSES", "Comparison", "ErrorClass", "ReferenceClass", "compare_class", "summarise", "validate"]
@@ -236,6 +244,10 @@ def _plan(mode: Mode, batch_size: int, length: int) -> TrainingPlan:
     )
 
 
+def _each(rows: Callable[[], Iterator[Row]]) -> Iterator[Comparison]:
+    return (_compared(*row) for row in rows())
+
+
 def _compared(name: str, reference: float, figure: Callable[[], Figure | int]) -> Comparison:
     try:
         found = figure()
@@ -275,5 +287,22 @@ CLASSES: Mapping[str, ReferenceClass] = {
     ),
     "training-memory": ReferenceClass(
         compare=partial(_memories, training=True), unit="B", held_against="as inference-memory"
+    ),
+    "request-energy": ReferenceClass(
+        compare=partial(_each, energy_rows),
+        unit="J",
+        held_against="joules per output token of vLLM on H100, bf16, from the ML.ENERGY leaderboard",
+    ),
+    "request-power": ReferenceClass(compare=partial(_each, power_rows), unit="W", held_against="as request-energy"),
+    "training-energy": ReferenceClass(
+        compare=partial(_each, training_energy_rows),
+        unit="Wh",
+        held_against="Patterson et al. (arXiv:2104.10350), LLMCarbon and LLaMA, from their published inputs",
+    ),
+    "training-co2e": ReferenceClass(compare=partial(_each, co2e_rows), unit="g", held_against="as training-energy"),
+    "training-hours": ReferenceClass(
+        compare=partial(_each, training_hours_rows),
+        unit="h",
+        held_against="A100 hours of LLaMA (arXiv:2302.13971), from config and tokens",
     ),
 }

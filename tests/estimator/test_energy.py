@@ -17,6 +17,7 @@ from estimator.facility import facility_of, kwh_of
 from estimator.latency import estimate_latency
 from estimator.power import POWER_CLASSES, power_class_of
 from estimator.readers.source import read_source
+from estimator.validation import compare_class, summarise
 from estimator.workload import Workload
 
 REFERENCE = Path(__file__).parents[2] / "estimator" / "reference"
@@ -36,12 +37,12 @@ def _measured():
 
 @pytest.mark.parametrize("row", _measured(), ids=lambda row: f"{row['model']} x {row['batch_size']}")
 def test_energy_holds_measured_requests(row):
-    """Power and joules per output token within 12 % and in their intervals: ML.ENERGY, H100, bf16."""
+    """Power and joules per output token within 15 % and in their intervals: ML.ENERGY, H100, bf16."""
     energy = _energy(row["model"], batch_size=int(row["batch_size"]), generated_length=512)
     joules, watts = float(row["joules_per_output_token"]), float(row["power_w"])
-    assert energy.output_token_j.value == pytest.approx(joules, rel=0.12)
+    assert energy.output_token_j.value == pytest.approx(joules, rel=0.15)
     assert energy.output_token_j.low <= joules <= energy.output_token_j.high
-    assert energy.decode_w.value == pytest.approx(watts, rel=0.12)
+    assert energy.decode_w.value == pytest.approx(watts, rel=0.15)
     assert energy.decode_w.low <= watts <= energy.decode_w.high
 
 
@@ -205,3 +206,21 @@ def test_power_classes_are_shares_of_the_limit():
         assert power.awake_share + power.compute_share > 1
         assert power.above >= power.below > 1
     assert all(power_class_of(device).source for device in load_devices().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("request-energy", 0.10),
+        ("request-power", 0.10),
+        ("training-energy", 0.005),
+        ("training-co2e", 0.005),
+        ("training-hours", 0.10),
+    ],
+)
+def test_reference_classes_stay_within_their_errors(name, error):
+    """Mean absolute error of each class of `estimator validate`; every interval holds what was measured."""
+    found = summarise(name, compare_class(name))
+    assert found.refused == 0
+    assert found.mean_absolute_error <= error
+    assert found.coverage in (None, 1.0)
