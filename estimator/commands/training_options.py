@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimator.commands.arguments import count
 from estimator.display import shorten
 from estimator.errors import InputError
 from estimator.readers.source import read_source
 from estimator.sizing import Estimate
-from estimator.training import FederatedMemory, TrainingMemory, estimate_federated_memory, estimate_training_memory
 from estimator.training_plan import (
     BASE_DTYPES,
     CHECKPOINTING,
@@ -27,6 +26,9 @@ from estimator.training_plan import (
     ParallelPlan,
     TrainingPlan,
 )
+
+if TYPE_CHECKING:
+    from estimator.training import FederatedMemory, TrainingMemory
 
 __all__ = ["add_arguments", "explained_lines", "plan_of", "training_document", "training_lines"]
 
@@ -197,6 +199,8 @@ def explained_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
 def _memory(
     result: Estimate, plan: TrainingPlan, args: argparse.Namespace
 ) -> tuple[TrainingMemory, FederatedMemory | None]:
+    from estimator.training import estimate_federated_memory, estimate_training_memory
+
     teacher = read_source(args.teacher).network if args.teacher else None
     memory = estimate_training_memory(result.network, plan, teacher)
     return memory, None if plan.federated is None else estimate_federated_memory(result.network, plan)
