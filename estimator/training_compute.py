@@ -250,7 +250,7 @@ def _exact_flops(network: Network, run: TrainingRun) -> tuple[int | None, int | 
 def _achieved_rate(run: TrainingRun, device: Device | None) -> tuple[Figure | None, str]:
     """FLOP/s of one device in training and where the number comes from."""
     if run.achieved_flops_per_s is not None:
-        return Figure(value=run.achieved_flops_per_s, origin="published"), "given"
+        return Figure(value=run.achieved_flops_per_s, origin="published"), "as given"
     rates = {} if device is None else device.peak_flops_per_s
     peak = rates.get(run.dtype) or rates.get("fp16") or rates.get("fp32")
     if device is None or peak is None:
@@ -259,12 +259,12 @@ def _achieved_rate(run: TrainingRun, device: Device | None) -> tuple[Figure | No
             raise InputError(f"{what}; or give the achieved FLOP/s")
         return None, ""
     if run.utilisation is not None:
-        return Figure(value=peak * run.utilisation, origin="modelled"), f"given share of {peak:g} FLOP/s"
+        return Figure(value=peak * run.utilisation, origin="modelled"), f"given share of {peak / 1e12:g} TFLOP/s"
     achievable = achievable_of(device)
     share = achievable.fp32_fraction if peak == rates.get("fp32") else achievable.matrix_fraction
     value, spread = peak * share, achievable.spread
     figure = Figure(value=value, low=value / spread, high=min(peak, value * spread), origin="modelled")
-    return figure, f"{share:g} of {peak:g} FLOP/s: {achievable.source}"
+    return figure, f"{share:g} of {peak / 1e12:g} TFLOP/s: {achievable.source}"
 
 
 def _training_power(device: Device | None, facility: Facility) -> Figure | None:

@@ -129,7 +129,7 @@ def _training_lines(training: TrainingCompute) -> list[str]:
         lines.append(f"{label:<20} {shown:>14} {'':>22}   {origin if value is not None else 'give --target-length'}")
     lines += [
         _line("  petaflop/s-days", cost.petaflop_days, ""),
-        _line("  rate of a device", cost.achieved_flops_per_s, "FLOP/s", f"; {cost.achieved_source}"),
+        _line("  rate of a device", cost.achieved_flops_per_s, "FLOP/s", f"; {cost.achieved_source.partition(':')[0]}"),
         _line("  device-hours", cost.device_hours, ""),
         _line("  wall time, days", cost.wall_days, ""),
         _line("  power of a device", cost.device_w, "W"),
