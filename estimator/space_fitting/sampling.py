@@ -27,37 +27,33 @@ _NUM_SAMPLES = 4_000
 _NUM_STARTS = 4
 _NUM_DOUBLE_STEPS = 600
 
+_Leader = tuple[int, int, Params]  # parameters, FLOPs, choices
+
 
 def sample_largest(search: Search, seed: int) -> SpaceAnswer:
     """The best of random candidates, improved by changing one choice, then two at once, until nothing helps."""
     generator = random.Random(seed)  # noqa: S311 - proposals, no secrets
-    space, looked = search.space, 0
+    space = search.space
 
     def random_choice(name: str, values: tuple[Any, ...]) -> Any:
         return generator.choice(reduced(name, values))
 
     starts = [space.choose(lambda name, values: min(reduced(name, values), key=size_key))]
     starts += [space.choose(random_choice) for _ in range(_NUM_SAMPLES)]
-    looked += len(starts)
-    leaders: list[tuple[int, int, Params]] = []
-    best = _best_of(search, starts)
-    while best is not None and len(leaders) < _NUM_STARTS:
-        leaders.append(best)
-        starts = [params for params in starts if params != best[2]]
-        best = _best_of(search, starts)
+    leaders = _largest_of(search, starts, _NUM_STARTS)
+    looked = len(starts)
     for number, leader in enumerate(leaders):
         search.say(number, len(leaders))
-        while True:
+        better: list[_Leader] = [leader]
+        while better:
+            leader = better[0]
             near = list(_one_step(space, leader[2]))
+            better = _largest_of(search, near, 1, above=leader[:2])
+            if not better:
+                further = [_random_steps(space, leader[2], generator) for _ in range(_NUM_DOUBLE_STEPS)]
+                better = _largest_of(search, further, 1, above=leader[:2])
+                near += further
             looked += len(near)
-            better = _best_of(search, near, above=leader[:2])
-            if better is None:
-                near = [_random_steps(space, leader[2], generator) for _ in range(_NUM_DOUBLE_STEPS)]
-                looked += len(near)
-                better = _best_of(search, near, above=leader[:2])
-            if better is None:
-                break
-            leader = better
         leaders[number] = leader
     search.say(len(leaders), len(leaders))
     if not leaders:
@@ -67,22 +63,24 @@ def sample_largest(search: Search, seed: int) -> SpaceAnswer:
     return SpaceAnswer(choices=params, binds=binds, method="sampled", num_candidates=looked, seed=seed)
 
 
-def _best_of(
-    search: Search, candidates: Sequence[Params], above: tuple[int, int] = (-1, -1)
-) -> tuple[int, int, Params] | None:
-    """Parameters, FLOPs and choices of the largest candidate that fits and is larger than `above`."""
-    if not candidates:
-        return None
-    columns = columns_from_configs([search.space.to_config(params) for params in candidates])
+def _largest_of(
+    search: Search, candidates: Sequence[Params], number: int, above: tuple[int, int] = (-1, -1)
+) -> list[_Leader]:
+    """The largest candidates that fit and are larger than `above`, at most so many, the largest first."""
+    distinct = list({tuple(sorted(params.items())): params for params in candidates}.values())
+    if not distinct:
+        return []
+    columns = columns_from_configs([search.space.to_config(params) for params in distinct])
     figures = estimate_batch(columns, search.workload)
     possible = possibly_within(search, figures, columns)
+    found: list[_Leader] = []
     for row in np.lexsort((-figures.prefill_flops, -figures.params)):
         size = int(figures.params[row]), int(figures.prefill_flops[row])
-        if size <= above:
-            return None
-        if possible[row] and search.broken(search.space.to_config(candidates[row])) is None:
-            return *size, candidates[row]
-    return None
+        if size <= above or len(found) == number:
+            break
+        if possible[row] and search.broken(search.space.to_config(distinct[row])) is None:
+            found.append((*size, distinct[row]))
+    return found
 
 
 def _one_step(space: CandidateSpace, params: Params) -> Iterator[Params]:
