@@ -104,14 +104,14 @@ def fit_points(device: Device, points: Sequence[Point]) -> Achievable:
             )
     for _ in range(_MOST_ROUNDS):
         decided = [phase.fraction for phase in passes]
-        logs = [math.log(_work_s(point, phase)) for point, phase in zip(points, passes, strict=True)]
+        logs = [math.log(_work_ratio(point, phase)) for point, phase in zip(points, passes, strict=True)]
         by_fraction = {name: [log for log, own in zip(logs, decided, strict=True) if own == name] for name in decided}
         scales = {name: math.exp(-fmean(own)) for name, own in by_fraction.items()}
         fitted = replace(fitted, **{name: getattr(fitted, name) * scale for name, scale in scales.items()})
         passes = [modelled_time(device, point, fitted) for point in points]
         if [phase.fraction for phase in passes] == decided:
             break
-    off = [abs(math.log(_work_s(point, phase))) for point, phase in zip(points, passes, strict=True)]
+    off = [abs(math.log(_work_ratio(point, phase))) for point, phase in zip(points, passes, strict=True)]
     return replace(
         fitted,
         name=device.name,
@@ -144,9 +144,12 @@ def modelled_time(device: Device, point: Point, achievable: Achievable | None = 
     return phase
 
 
-def _work_s(point: Point, phase: PhaseTime) -> float:
-    """Measured over modelled time, both without what the operators take beside their work (but at most half of it)."""
-    overhead_s = min(phase.overhead_s, point.latency_s / 2)
+def _work_ratio(point: Point, phase: PhaseTime) -> float:
+    """Measured over modelled time, both without what the operators take beside their work.
+
+    A tenth of the measured time is work all the same: it may be less than the operators are thought to take.
+    """
+    overhead_s = min(phase.overhead_s, 0.9 * point.latency_s)
     return (point.latency_s - overhead_s) / (phase.time_s.value - phase.overhead_s)
 
 

@@ -93,7 +93,7 @@ def read_profile(device: str) -> Profile | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is no calibration ({error}); delete it, or calibrate again") from error
     try:
         profile = _profile(values)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 from dataclasses import asdict
 from typing import Any
 
-from estimator.achievable import Achievable, achievable_of
+from estimator.achievable import FRACTIONS, Achievable, achievable_of
 from estimator.calibrating.points import Point, fit_points, modelled_time, read_points
-from estimator.calibrating.profiles import THIS_MACHINE, Profile, forget_profile, keep_profile
+from estimator.calibrating.profiles import THIS_MACHINE, Profile, forget_profile, is_this_machine, keep_profile
 from estimator.devices import Device, get_device
 from estimator.display import print_json, shorten
 from estimator.errors import InputError
@@ -31,8 +32,8 @@ _EXAMPLES = """examples:
   estimator calibrate --device l4 --from points.tsv
   estimator calibrate --device l4 --forget                back to the fractions of its class"""
 
-_BUSY_SHARE = 0.25
-_BUSY = "others used over a quarter of the cores meanwhile: calibrate again on a quieter machine"
+_BUSY = "others used over a tenth of the cores meanwhile, so the interval is wider: calibrate again when it is quiet"
+_MOST_SHOWN = 20
 
 
 def add_parser(commands: Any) -> None:
@@ -57,45 +58,55 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: device, file or a point is not understood. OSError: the calibration cannot be written.
     """
-    if args.device is None or args.device == THIS_MACHINE:
-        return _run_machine(args)
-    device = get_device(args.device)
+    here = args.device is None or is_this_machine(args.device)
+    name = THIS_MACHINE if here else get_device(args.device).name
     if args.forget:
-        existed = forget_profile(device.name)
-        print(f"{device.name} is back to its class" if existed else f"{device.name} had no calibration")
-        return 0
+        if args.points is not None:
+            raise InputError("--forget removes a calibration and reads no points: leave --from out")
+        return _forget(name, args)
+    if here:
+        return _calibrate_machine(args)
     if args.points is None:
         raise InputError("calibrate --device needs --from FILE, a table of measured latencies, or --forget")
+    return _calibrate_device(get_device(name), args)
+
+
+def _forget(name: str, args: argparse.Namespace) -> int:
+    existed = forget_profile(name)
+    if args.json:
+        print_json({"device": name, "forgotten": existed})
+    else:
+        print(f"the calibration of {name} is gone" if existed else f"{name} had no calibration")
+    return 0
+
+
+def _calibrate_device(device: Device, args: argparse.Namespace) -> int:
     points = read_points(args.points, device)
     achievable = fit_points(device, points)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path = keep_profile(Profile(device=device.name, achievable=achievable, points=len(points), date=today))
+    path = keep_profile(Profile(device=device.name, achievable=achievable, points=len(points), date=_today()))
     if args.json:
         print_json({"device": device.name, "achievable": asdict(achievable), "points": len(points), "path": str(path)})
         return 0
     print(_table(device, achievable, points))
-    print(f"\nkept in {path}\nnext: estimator size {points[0].model} --device {device.name}", file=sys.stderr)
+    model = shlex.quote(points[0].model)
+    print(f"\nkept in {path}\nnext: estimator size {model} --device {device.name}", file=sys.stderr)
     return 0
 
 
-def _run_machine(args: argparse.Namespace) -> int:
+def _calibrate_machine(args: argparse.Namespace) -> int:
     if args.points is not None:
         raise InputError("--from holds the points of a named device: give --device NAME with it")
-    if args.forget:
-        print("this machine's calibration is gone" if forget_profile(THIS_MACHINE) else "this machine had none")
-        return 0
-    from estimator.calibrating.machine import machine_achievable, machine_device, probe_machine
+    from estimator.calibrating.machine import is_busy, machine_achievable, machine_device, probe_machine
 
     probes = probe_machine(lambda text: print(text, file=sys.stderr))
     device, achievable = machine_device(probes), machine_achievable(probes)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    profile = Profile(device=THIS_MACHINE, achievable=achievable, points=0, date=today, machine=device)
+    profile = Profile(device=THIS_MACHINE, achievable=achievable, points=0, date=_today(), machine=device)
     path = keep_profile(profile)
-    busy = max(probe.others_share for probe in probes) > _BUSY_SHARE
+    warnings = [_BUSY] if is_busy(probes) else []
     if args.json:
-        warnings = [_BUSY] if busy else []
         probed = [asdict(probe) for probe in probes]
-        print_json({"device": device.to_dict(), "probes": probed, "path": str(path), "warnings": warnings})
+        document = {"device": device.to_dict(), "achievable": asdict(achievable), "probes": probed}
+        print_json(document | {"path": str(path), "warnings": warnings})
         return 0
     print(device.label)
     print(f"{'threads':>8}{'fp32':>16}{'int8':>16}{'bandwidth':>14}{'one operator':>15}")
@@ -104,29 +115,34 @@ def _run_machine(args: argparse.Namespace) -> int:
         cells = "".join(f"{cell:>16}" for cell in rates)
         bandwidth = shorten(probe.bandwidth_bytes_per_s, "B/s")
         print(f"{probe.num_threads:>8}{cells}{bandwidth:>14}{shorten(probe.operator_s, 's'):>15}")
-    if busy:
-        print(f"warning: {_BUSY}")
+    for warning in warnings:
+        print(f"warning: {warning}")
     print(f"\nkept in {path}\nnext: estimator size gpt2 --device {THIS_MACHINE}", file=sys.stderr)
     return 0
 
 
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def _table(device: Device, achievable: Achievable, points: tuple[Point, ...]) -> str:
     start = achievable_of(device)
-    lines = [f"{device.label}, {len(points)} points", ""]
+    lines = [f"{device.label}, {len(points)} point{'s' * (len(points) > 1)}", ""]
     lines.append(
         f"{'model':<22}{'length':>8}{'batch':>7}  {'phase':<8}{'measured':>12}{'of its class':>14}{'calibrated':>12}"
     )
-    for point in points[:20]:
+    for point in points[:_MOST_SHOWN]:
         modelled = (modelled_time(device, point, chosen).time_s.value for chosen in (start, achievable))
         before, after = (f"{time / point.latency_s - 1:+.0%}" for time in modelled)
         lines.append(
             f"{point.model[:21]:<22}{point.sequence_length:>8,}{point.batch_size:>7,}  {point.phase:<8}"
             f"{shorten(point.latency_s, 's'):>12}{before:>14}{after:>12}"
         )
-    if len(points) > 20:
-        lines.append(f"... and {len(points) - 20:,} more")
+    if len(points) > _MOST_SHOWN:
+        lines.append(f"... and {len(points) - _MOST_SHOWN:,} more")
     lines += ["", f"{'fraction of the peak':<34}{'class':>8}{'calibrated':>12}"]
-    for name in ("fp32_fraction", "matrix_fraction", "bandwidth_fraction"):
-        lines.append(f"{name:<34}{getattr(start, name):>8.2f}{getattr(achievable, name):>12.2f}")
-    lines.append(f"{'interval, times and divided by':<34}{start.spread:>8.2f}{achievable.spread:>12.2f}")
+    for name in FRACTIONS:
+        learnt = f"{getattr(achievable, name):>12.2f}" if name in achievable.learnt else f"{'no point':>12}"
+        lines.append(f"{name:<34}{getattr(start, name):>8.2f}{learnt}")
+    lines.append(f"{'interval, times and divided by':<34}{start.spread:>8.2f}{achievable.learnt_spread:>12.2f}")
     return "\n".join(lines)
