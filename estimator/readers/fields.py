@@ -133,10 +133,13 @@ class Fields:
         """Whether the config itself holds the field, and not as null."""
         return self._values.get(self.data.attribute_map.get(name, name)) is not None
 
-    def sub(self, name: str, *, task: str = "", family: str | None = None, flat: bool = False) -> Fields:
+    def sub(
+        self, name: str, *, task: str = "", family: str | None = None, flat: bool = False, merged: bool = False
+    ) -> Fields:
         """The nested config of that name, as its own family declares it.
 
         flat: where it is left out, its fields may stand in this config itself, as older configs have them.
+        merged: what it leaves out itself comes from what the class starts it with.
 
         Raises:
             ConfigError: it is no object. UnsupportedModelError: its model type is not known.
@@ -150,6 +153,8 @@ class Fields:
             value = self.data.sub_config_defaults.get(name, {})
         if not isinstance(value, Mapping):
             raise self._wrong(name, "must be an object", value)
+        if merged:
+            value = {**self.data.sub_config_defaults.get(name, {}), **value}
         model_type = value.get("model_type") or family or self.data.sub_configs.get(name)
         data = family_data(model_type) if isinstance(model_type, str) else None
         if data is None:

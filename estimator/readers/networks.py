@@ -43,6 +43,7 @@ _MODULES = (
     "dual_encoders",
     "audio",
     "multimodal_families",
+    "audio_language",
 )
 
 
