@@ -1,4 +1,4 @@
-"""Sizing in reverse: the largest batch, context and weight type that a device holds, and the devices that hold a model.
+"""Sizing in reverse: the largest batch, context and weight type that a device holds.
 
 Memory and time grow with batch size and lengths, so the largest value within limits is found by doubling and halving.
 Every answer names what binds: the first limit that one step more would break.
@@ -6,7 +6,7 @@ Every answer names what binds: the first limit that one step more would break.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from estimator.devices import Device
 from estimator.display import shorten
 from estimator.energy import EnergyEstimate, estimate_energy
 from estimator.latency import LatencyEstimate, estimate_latency
-from estimator.memory import MemoryEstimate, count_weight_bytes, estimate_memory
+from estimator.memory import MemoryEstimate, estimate_memory
 from estimator.network import Network
 from estimator.phases import longest_sequence
-from estimator.sharding import shard_network, widest_split
+from estimator.roofline import peak_rate
 from estimator.workload import DTYPE_BYTES, Workload
 
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
     "best_weight_dtype",
     "broken_limit",
     "demand_of",
-    "find_devices",
+    "describe_break",
     "fit_batch_size",
     "fit_context",
     "fit_device",
-    "fit_num_devices",
     "fit_weight_dtypes",
+    "has_rates",
     "largest",
     "why_unknown",
 ]
@@ -217,7 +217,7 @@ def fit_batch_size(request: Request, limits: Limits) -> Answer:
     unknown = why_unknown(request, limits)
     if not unknown and demand.request_j <= limits.max_energy_j:
         return replace(answer, demand=demand)
-    detail = unknown or f"even in a batch of {answer.value:,}: {_describe('energy budget', demand, limits)}"
+    detail = unknown or f"even in a batch of {answer.value:,}: {describe_break('energy budget', demand, limits)}"
     return Answer(value=None, binds=None if unknown else "energy budget", detail=detail)
 
 
@@ -260,56 +260,8 @@ def fit_device(request: Request, limits: Limits) -> Answer:
     if unknown:
         return Answer(value=None, binds=None, detail=unknown, demand=demand)
     binds = broken_limit(demand, limits)
-    detail = "fits" if binds is None else _describe(binds, demand, limits)
+    detail = "fits" if binds is None else describe_break(binds, demand, limits)
     return Answer(value=1 if binds is None else None, binds=binds, detail=detail, demand=demand)
-
-
-def fit_num_devices(request: Request, limits: Limits) -> Answer:
-    """How many devices of the limits' kind hold the request, a power of two, every matrix divided among them.
-
-    See `estimator.sharding` for what is divided. None when even as many devices as there are heads do not suffice.
-    """
-    unknown = why_unknown(request, limits)
-    if unknown:
-        return Answer(value=None, binds=None, detail=unknown)
-    num_devices, most = 1, widest_split(request.network)
-    while True:
-        demand = demand_of(_share(request, num_devices), limits)
-        binds = broken_limit(demand, limits)
-        if binds is None:
-            fewer = demand_of(_share(request, num_devices // 2), limits) if num_devices > 1 else None
-            reason = None if fewer is None else broken_limit(fewer, limits)
-            detail = "one is enough" if fewer is None or reason is None else _describe(reason, fewer, limits)
-            return Answer(value=num_devices, binds=reason, detail=detail, demand=demand)
-        if num_devices >= most:
-            detail = f"not even {num_devices:,}, as many as its heads can be divided among: "
-            return Answer(value=None, binds=binds, detail=detail + _describe(binds, demand, limits), demand=demand)
-        num_devices *= 2
-
-
-def find_devices(
-    request: Request, limits: Limits, devices: dict[str, Device], calibrated: Callable[[str], Achievable | None]
-) -> Iterator[tuple[Device, Demand]]:
-    """The devices that hold the request within the limits, from the smallest memory; of equal ones the cheaper first.
-
-    `calibrated` says what a device sustains where that was measured. A processor that is sold without memory is none.
-    """
-    known = [device for device in devices.values() if device.memory_bytes is not None]
-    known.sort(key=lambda device: (device.memory_bytes, device.price_usd or float("inf"), device.name))
-    for device in known:
-        own = replace(limits, device=device, achievable=calibrated(device.name) if limits.has_time else None)
-        if own.memory_bytes is not None and count_weights(request) > own.memory_bytes:
-            continue
-        answer = fit_device(request, own)
-        if answer.value is not None and answer.demand is not None:
-            yield device, answer.demand
-
-
-def count_weights(request: Request) -> int:
-    """Bytes of a request's weights."""
-    if request.stored_bytes is not None:
-        return request.stored_bytes
-    return count_weight_bytes(request.network, request.workload)
 
 
 def _fit(
@@ -333,21 +285,24 @@ def _fit(
         return demand_of(replace(request, workload=workload(value)), limits)
 
     if binds is None or value is None:
-        detail = "nothing binds" if binds is None else f"at 1: {_describe(binds, demand(1), limits)}"
+        detail = "nothing binds" if binds is None else f"at 1: {describe_break(binds, demand(1), limits)}"
         return Answer(value=value, binds=binds, detail=detail, demand=None if value is None else demand(value))
     over = demand(value + 1)
     if binds in _PARTS.values():
         binds = _largest_part(over.memory, demand(1).memory)
-    detail = f"at {value + 1:,}: {_describe(binds, over, limits)}"
+    detail = f"at {value + 1:,}: {describe_break(binds, over, limits)}"
     return Answer(value=value, binds=binds, detail=detail, demand=demand(value))
 
 
 def why_unknown(request: Request, limits: Limits) -> str | None:
     """Why no answer can be given, or None if one can."""
     device = limits.device
-    if limits.has_time and (device is None or estimate_latency(request.network, Workload(), device) is None):
-        named = "without a device" if device is None else f"{device.name} has no published rate or bandwidth, so"
-        return f"{named} no time is known"
+    if limits.has_time and device is None:
+        return "without a device no time is known"
+    if limits.has_time and device is not None and not has_rates(request.workload, device):
+        return (
+            f"{device.name} has no published {request.workload.activation_dtype} rate or bandwidth, so no time is known"
+        )
     if limits.max_energy_j is not None and device is not None and device.tdp_w is None:
         return f"{device.name} has no published power, so no energy is known"
     if limits.has_time and request.network.has_only_weights:
@@ -356,6 +311,11 @@ def why_unknown(request: Request, limits: Limits) -> str | None:
         named = "no device is given" if device is None else f"{device.name} is sold without memory"
         return f"{named}; say how much there is with --max-memory"
     return None
+
+
+def has_rates(workload: Workload, device: Device) -> bool:
+    """Whether the device's rate for the workload's types and its bandwidth are known, so that a time is."""
+    return peak_rate(workload, device) is not None and device.memory_bandwidth_bytes_per_s is not None
 
 
 def _largest_part(memory: MemoryEstimate, start: MemoryEstimate | None = None) -> str:
@@ -369,7 +329,7 @@ def _is_beyond_positions(request: Request) -> bool:
     return most is not None and longest_sequence(request.network, request.workload) > most
 
 
-def _describe(binds: str, demand: Demand, limits: Limits) -> str:
+def describe_break(binds: str, demand: Demand, limits: Limits) -> str:
     """How a demand breaks the limit that binds, with its numbers."""
     if binds == "positions":
         needed = longest_sequence(demand.request.network, demand.request.workload)
@@ -385,14 +345,3 @@ def _describe(binds: str, demand: Demand, limits: Limits) -> str:
     phase = demand.latency.prefill_s if first else demand.latency.decode_s_per_token or demand.latency.prefill_s
     limit = limits.max_first_token_s if first else limits.max_latency_s
     return f"{shorten(phase.time_s.value, 's')} of {shorten(limit or 0.0, 's')}"
-
-
-def _share(request: Request, num_devices: int) -> Request:
-    """What one of so many devices is asked to hold and do."""
-    if num_devices == 1:
-        return request
-    share, stored = shard_network(request.network, num_devices), None
-    if request.stored_bytes is not None:
-        whole = count_weight_bytes(request.network, request.workload)
-        stored = -(-request.stored_bytes * count_weight_bytes(share, request.workload) // whole)
-    return replace(request, network=share, stored_bytes=stored, num_devices=num_devices)

@@ -9,6 +9,7 @@ import textwrap
 from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
+from estimator.device_fitting import find_devices, fit_num_devices
 from estimator.devices import Device, load_devices
 from estimator.display import print_json, shorten
 from estimator.errors import InputError
@@ -19,11 +20,9 @@ from estimator.fitting import (
     Limits,
     Request,
     best_weight_dtype,
-    find_devices,
     fit_batch_size,
     fit_context,
     fit_device,
-    fit_num_devices,
     fit_weight_dtypes,
     why_unknown,
 )

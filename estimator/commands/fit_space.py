@@ -11,7 +11,7 @@ from typing import Any
 from estimator.config import TransformerConfig
 from estimator.display import print_json, shorten
 from estimator.errors import InputError
-from estimator.fitting import Limits
+from estimator.fitting import Limits, has_rates
 from estimator.params import count_params
 from estimator.space_fitting.candidates import SpaceAnswer
 from estimator.space_fitting.find import find_space
@@ -35,8 +35,9 @@ def run_space(args: argparse.Namespace, limits: Limits) -> int:
     space, workload = find_space(args.space), _workload(args)
     if limits.has_time and limits.device is None:
         raise InputError("a budget of time or energy needs --device; `estimator devices` lists the names")
-    if limits.has_time and not _has_rates(limits):
-        raise InputError(f"{args.device} has no published arithmetic rate or bandwidth, so no time is known on it")
+    if limits.has_time and limits.device is not None and not has_rates(workload, limits.device):
+        dtype = workload.activation_dtype
+        raise InputError(f"{args.device} has no published {dtype} rate or bandwidth, so no time is known on it")
     if limits.max_energy_j is not None and limits.device is not None and limits.device.tdp_w is None:
         raise InputError(f"{args.device} has no published power, so no energy is known on it")
     if limits.memory_bytes is None and not limits.has_time and args.max_params is None:
@@ -77,11 +78,6 @@ def _workload(args: argparse.Namespace) -> Workload:
         activation_dtype=activations,
         kv_cache_dtype=args.kv_dtype or activations,
     )
-
-
-def _has_rates(limits: Limits) -> bool:
-    device = limits.device
-    return device is not None and bool(device.peak_flops_per_s) and device.memory_bandwidth_bytes_per_s is not None
 
 
 def _document(

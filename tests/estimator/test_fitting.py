@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from estimator.config import TransformerConfig
+from estimator.device_fitting import find_devices, fit_num_devices
 from estimator.devices import get_device, load_devices
 from estimator.fitting import (
     LONGEST,
@@ -15,11 +16,9 @@ from estimator.fitting import (
     best_weight_dtype,
     broken_limit,
     demand_of,
-    find_devices,
     fit_batch_size,
     fit_context,
     fit_device,
-    fit_num_devices,
     fit_weight_dtypes,
     largest,
 )
@@ -305,3 +304,12 @@ def test_a_fixed_input_has_no_longest_prompt():
 def test_without_any_bound_the_answer_is_what_can_be_asked():
     """The largest number that a workload takes, and that nothing binds."""
     assert largest(lambda value: None) == (LONGEST, None)
+
+
+def test_a_type_without_a_rate_has_no_time_and_others_do():
+    """A TPU publishes bf16 but no fp32: a budget of time is answered for the one and not for the other."""
+    network, limits = read_bundled("gpt2").network, Limits(device=get_device("tpu-v5e"), max_latency_s=1.0)
+    assert fit_device(request_of(network), limits).value == 1
+    unknown = fit_device(request_of(network, weight_dtype="fp32", activation_dtype="fp32"), limits)
+    assert (unknown.value, unknown.binds) == (None, None)
+    assert "no published fp32 rate" in unknown.detail
