@@ -19,6 +19,7 @@ from estimator.validation_energy import (
     Row,
     co2e_rows,
     energy_rows,
+    joined_device,
     power_rows,
     training_energy_rows,
     training_hours_rows,
@@ -181,7 +182,7 @@ def _served_token(row: Mapping[str, str]) -> Figure:
 
     Several GPUs count as one with all their bandwidth and peaks: the collectives are left to the interval.
     """
-    device = _joined(get_device(row.get("device") or "h100"), int(row.get("num_gpus") or 1))
+    device = joined_device(get_device(row.get("device") or "h100"), int(row.get("num_gpus") or 1))
     point = Point(
         model=row["model"],
         network=named_network(row["model"]),
@@ -200,13 +201,6 @@ def _served_token(row: Mapping[str, str]) -> Figure:
     # a server that keeps prompts apart from generation has none of their time in between
     high = step.high + share * prompt.high
     return Figure(value=step.value + share * prompt.value, low=step.low, high=high, origin=step.origin)
-
-
-def _joined(device: Device, num_devices: int) -> Device:
-    peaks = {dtype: num_devices * rate for dtype, rate in device.peak_flops_per_s.items()}
-    bandwidth = device.memory_bandwidth_bytes_per_s
-    joined = None if bandwidth is None else num_devices * bandwidth
-    return replace(device, peak_flops_per_s=peaks, memory_bandwidth_bytes_per_s=joined)
 
 
 def _memories(*, training: bool) -> Iterator[Comparison]:

@@ -16,7 +16,15 @@ from estimator.reference_rows import named_network, reference_rows
 from estimator.training_compute import TrainingRun, estimate_training_compute, estimate_training_cost
 from estimator.workload import Workload
 
-__all__ = ["Row", "co2e_rows", "energy_rows", "power_rows", "training_energy_rows", "training_hours_rows"]
+__all__ = [
+    "Row",
+    "co2e_rows",
+    "energy_rows",
+    "joined_device",
+    "power_rows",
+    "training_energy_rows",
+    "training_hours_rows",
+]
 
 Row = tuple[str, float, Callable[[], Figure]]
 """Name, reference, and what computes our figure (it may refuse)."""
@@ -64,7 +72,7 @@ def _request_name(row: Mapping[str, str]) -> str:
 
 def _request(row: Mapping[str, str]) -> EnergyEstimate:
     """Several devices count as one with all their bandwidth, peaks and power: collectives are left to the interval."""
-    device = _joined(get_device(row.get("device") or "h100"), int(row.get("num_gpus") or 1))
+    device = joined_device(get_device(row.get("device") or "h100"), int(row.get("num_gpus") or 1))
     workload = replace(_CHAT, batch_size=int(row["batch_size"]))
     latency = estimate_latency(named_network(row["model"]), workload, device)
     energy = None if latency is None else estimate_energy(latency, device, workload)
@@ -85,7 +93,8 @@ def _watts(row: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _joined(device: Device, num_devices: int) -> Device:
+def joined_device(device: Device, num_devices: int) -> Device:
+    """So many devices as one with all their rates, bandwidth and power; what they tell each other takes no time."""
     bandwidth, limit = device.memory_bandwidth_bytes_per_s, device.tdp_w
     return replace(
         device,

@@ -29,12 +29,17 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "validate",
         help="errors against reference data, by class",
-        description=_DESCRIPTION,
+        description=_DESCRIPTION + "\nclasses:\n" + "\n".join(f"  {name}" for name in CLASSES),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--class", dest="classes", action="append", choices=tuple(CLASSES), metavar="NAME", help="only " + _names()
+        "--class",
+        dest="classes",
+        action="append",
+        choices=tuple(CLASSES),
+        metavar="NAME",
+        help="only this class; may be given more than once",
     )
     parser.add_argument("--rows", action="store_true", help="every comparison, not only the worst of each class")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, with every comparison")
@@ -56,11 +61,6 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(f"  {name:<22}  {CLASSES[name].held_against}" for name in names))
     print(f"\nnext: {_next_step(args, classes)}", file=sys.stderr)
     return 0
-
-
-def _names() -> str:
-    *names, last = CLASSES
-    return f"{', '.join(names)} or {last}; may be given more than once"
 
 
 def _class_line(row: ErrorClass) -> str:

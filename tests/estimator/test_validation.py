@@ -37,6 +37,11 @@ LIMITS = {
     "decode-latency": Limit(rows=3, error=0.35, reached=0.1, worst=0.18, coverage=1.0),
     "inference-memory": Limit(rows=2, error=0.05, reached=0.005, worst=0.01),
     "training-memory": Limit(rows=3, error=0.05, reached=0.025, worst=0.05),
+    "request-energy": Limit(rows=3, error=0.25, reached=0.03, worst=0.06, coverage=1.0),
+    "request-power": Limit(rows=3, error=0.25, reached=0.04, worst=0.06, coverage=1.0),
+    "training-energy": Limit(rows=9, error=0.05, reached=0.005, worst=0.01),
+    "training-co2e": Limit(rows=9, error=0.05, reached=0.005, worst=0.01),
+    "training-hours": Limit(rows=4, error=0.15, reached=0.08, worst=0.14, coverage=1.0),
 }
 
 
