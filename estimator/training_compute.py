@@ -95,12 +95,14 @@ class TrainingRun:
 class TrainingFlops:
     """FLOPs of a whole training run by the exact count and by the rule.
 
-    `exact` is three times the forward pass (four with full checkpointing) over all sequences, with the full square of
-    attention; `exact_causal` leaves out what a causal mask hides. Both are None where the forward pass is not known:
-    an encoder-decoder without a target length, a file that holds weights alone. `rule` is 6·N·D with N the parameters
-    that a token passes through, `rule_non_embedding` without the lookup tables.
+    `sequence_tokens` are the tokens of one sequence, or of source and target together. `exact` is three times the
+    forward pass (four with full checkpointing) over all sequences, with the full square of attention; `exact_causal`
+    leaves out what a causal mask hides. Both are None where the forward pass is not known: an encoder-decoder without
+    a target length, a file that holds weights alone. `rule` is 6·N·D with N the parameters that a token passes
+    through, `rule_non_embedding` without the lookup tables.
     """
 
+    sequence_tokens: int
     exact: int | None
     exact_causal: int | None
     rule: int
@@ -174,8 +176,10 @@ def count_training_flops(model: TransformerConfig | Network, run: TrainingRun) -
     """
     network = network_of(model)
     params = count_params(network)
-    exact, causal = _exact_flops(network, run)
+    tokens = _sequence_tokens(network, run)
+    exact, causal = _exact_flops(network, run, tokens)
     return TrainingFlops(
+        sequence_tokens=tokens,
         exact=exact,
         exact_causal=causal,
         rule=RULE_FLOPS_PER_PARAMETER * params.active * run.tokens,
@@ -231,18 +235,22 @@ def estimate_training_cost(
     )
 
 
-def _exact_flops(network: Network, run: TrainingRun) -> tuple[int | None, int | None]:
+def _sequence_tokens(network: Network, run: TrainingRun) -> int:
+    """Tokens of one sequence, or of source and target; rows where their number is fixed, as an image's."""
+    workload = Workload(prompt_length=run.sequence_length)
+    if network.architecture == "encoder-decoder":
+        return stack_rows(network, network.stacks[-2], workload) + run.target_length
+    return stack_rows(network, network.main, workload)
+
+
+def _exact_flops(network: Network, run: TrainingRun, tokens: int) -> tuple[int | None, int | None]:
     """FLOPs of all sequences, forward and backward: full and causal; the last sequence may be a part of one."""
     if network.has_only_weights or (network.architecture == "encoder-decoder" and not run.target_length):
         return None, None
     if network.architecture == "encoder-decoder":
         *before, main = network.stacks
         network = replace(network, stacks=(*before, replace(main, length=run.target_length)))
-    workload = Workload(prompt_length=run.sequence_length)
-    forward = count_flops(network, workload)
-    tokens = stack_rows(network, network.main, workload)
-    if network.architecture == "encoder-decoder":
-        tokens += stack_rows(network, network.stacks[-2], workload)
+    forward = count_flops(network, Workload(prompt_length=run.sequence_length))
     full, causal = forward.prefill_flops, forward.prefill_causal_flops
     return run.num_passes * full * run.tokens // tokens, run.num_passes * causal * run.tokens // tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimator.commands.arguments import count
 from estimator.display import shorten
@@ -15,7 +15,10 @@ from estimator.quantities import quantity
 from estimator.sizing import Estimate
 from estimator.training_compute import TrainingCompute, TrainingRun, estimate_training_compute
 
-__all__ = ["add_arguments", "cost_document", "cost_lines", "energy_of", "training_of"]
+if TYPE_CHECKING:
+    from estimator.explain import Derivation
+
+__all__ = ["add_arguments", "cost_document", "cost_explanation", "cost_lines", "energy_of", "training_of"]
 
 _TRAINING_ONLY = ("num_devices", "achieved", "utilisation", "target_length")
 _FACILITY = ("pue", "grid", "price_per_hour", "purchase_price", "years", "price_per_kwh", "power")
@@ -95,7 +98,20 @@ def cost_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
         lines += _energy_lines(energy)
     elif result.latency is not None and result.device is not None:
         lines.append(f"  energy             not known: {result.device.name} has no published power; give --power W")
-    return lines if training is None else [*lines, *_training_lines(training)]
+    if training is None:
+        return lines
+    only_weights = result.network.has_only_weights
+    unknown = "not known from weights alone" if only_weights else "not known without --target-length"
+    return [*lines, *_training_lines(training, unknown)]
+
+
+def cost_explanation(result: Estimate, args: argparse.Namespace) -> tuple[Derivation, ...]:
+    """How each figure of energy and training compute is derived."""
+    from estimator.explain_cost import derive_energy, derive_training_compute
+
+    energy, training = energy_of(result, args), training_of(result, args)
+    derived = () if energy is None else derive_energy(result, energy)
+    return derived if training is None else (*derived, *derive_training_compute(training))
 
 
 def _energy_lines(energy: EnergyEstimate) -> list[str]:
@@ -115,10 +131,10 @@ def _energy_lines(energy: EnergyEstimate) -> list[str]:
     return [line for line in lines if line]
 
 
-def _training_lines(training: TrainingCompute) -> list[str]:
+def _training_lines(training: TrainingCompute, unknown: str) -> list[str]:
     run, flops, cost = training.run, training.flops, training.cost
-    each = f"{run.sequence_length:,}" + (f" + {run.target_length:,}" if run.target_length else "")
-    lines = [f"training on {run.tokens:,} tokens in sequences of {each}, devices: {run.num_devices:,}"]
+    each = f"sequences of {flops.sequence_tokens:,}, devices: {run.num_devices:,}"
+    lines = [f"training on {run.tokens:,} tokens in {each}"]
     for label, value, origin in (
         ("  exact", flops.exact, f"counted: {run.num_passes} forward passes, masks not discounted"),
         ("  exact, causal", flops.exact_causal, "counted, without what masks hide"),
@@ -126,7 +142,7 @@ def _training_lines(training: TrainingCompute) -> list[str]:
         ("  without tables", flops.rule_non_embedding, f"modelled, N = {flops.parameters_non_embedding:,}"),
     ):
         shown = "-" if value is None else f"{value:.4g} FLOP"
-        lines.append(f"{label:<20} {shown:>14} {'':>22}   {origin if value is not None else 'give --target-length'}")
+        lines.append(f"{label:<20} {shown:>14} {'':>22}   {unknown if value is None else origin}")
     lines += [
         _line("  petaflop/s-days", cost.petaflop_days, ""),
         _line("  rate of a device", cost.achieved_flops_per_s, "FLOP/s", f"; {cost.achieved_source.partition(':')[0]}"),

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
-from estimator.commands.cost_options import add_arguments, cost_document, cost_lines
+from estimator.commands.cost_options import add_arguments, cost_document, cost_explanation, cost_lines
 from estimator.commands.training_options import add_arguments as add_training
 from estimator.commands.training_options import explained_lines, plan_of, training_document, training_lines
 from estimator.display import print_json, shorten
@@ -68,19 +68,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {write_page([result], args.html)}; open it in a browser", file=sys.stderr)
     if args.json:
         costs = cost_document(result, args) | training_document(result, args)
-        print_json(size_document(result, source) | costs | (_derivations(result) if args.explain else {}))
+        print_json(size_document(result, source) | costs | (_derivations(result, args) if args.explain else {}))
         return 0
     print(_table(result, source, args))
     if args.explain:
-        print("\n".join([_explanation(result), *explained_lines(result, args)]))
+        print("\n".join([_explanation(result, args), *explained_lines(result, args)]))
     print(f"\nnext: {_next_step(args, result)}", file=sys.stderr)
     return 0
 
 
-def _derivations(result: Estimate) -> dict[str, Any]:
+def _derivations(result: Estimate, args: argparse.Namespace) -> dict[str, Any]:
     from estimator.explain import LEGEND, derive
 
-    return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in derive(result)]}}
+    rows = (*derive(result), *cost_explanation(result, args))
+    return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in rows]}}
 
 
 def _table(result: Estimate, source: ModelSource, args: argparse.Namespace) -> str:
@@ -182,11 +183,11 @@ def _row(label: str, value: int | None, unit: str, origin: str) -> str:
     return f"{label:<20} {shorten(value, unit):>12} {value:>24,}   {origin}"
 
 
-def _explanation(result: Estimate) -> str:
+def _explanation(result: Estimate, args: argparse.Namespace) -> str:
     from estimator.explain import LEGEND, derive
 
     lines = ["", "how each figure is derived", f"  {LEGEND}"]
-    for row in derive(result):
+    for row in (*derive(result), *cost_explanation(result, args)):
         value = f"{row.value:,}" if isinstance(row.value, int) else f"{row.value:.4g}"
         lines += ["", f"{row.figure} = {value}   ({row.origin})", f"  = {row.formula}", f"  = {row.numbers}"]
         lines.append(f"  source: {row.source}")
