@@ -41,6 +41,8 @@ def fit_num_devices(request: Request, limits: Limits) -> Answer:
             reason = None if fewer is None else broken_limit(fewer, limits)
             detail = "one is enough" if fewer is None or reason is None else describe_break(reason, fewer, limits)
             return Answer(value=num_devices, binds=reason, detail=detail, demand=demand)
+        if binds == "positions":
+            return Answer(value=None, binds=binds, detail=describe_break(binds, demand, limits), demand=demand)
         if num_devices >= most:
             detail = f"not even {num_devices:,}, as many as its heads can be divided among: "
             return Answer(value=None, binds=binds, detail=detail + describe_break(binds, demand, limits), demand=demand)

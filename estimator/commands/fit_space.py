@@ -154,7 +154,9 @@ def _limit_words(limits: Limits, max_params: float | None) -> list[str]:
 def _binding(binds: str) -> str:
     if binds == "space":
         return "no architecture of the space is larger"
-    return f"the next larger one exceeds the {binds}" if binds != "positions" else "positions do not suffice"
+    if binds in ("parameters", "positions") or binds.endswith("budget"):
+        return f"the next larger one exceeds the {binds}"
+    return f"the next larger one exceeds the memory, in which {binds} takes most".replace("s takes", "s take")
 
 
 def _shape_lines(config: TransformerConfig) -> list[str]:
@@ -193,4 +195,6 @@ def _time_lines(answer: SpaceAnswer) -> list[str]:
 def _next_step(args: argparse.Namespace, answer: SpaceAnswer) -> str:
     if answer.config is None:
         return "a larger budget, a smaller --sequence-length, or --weight-dtype int8"
-    return f"nas search --space {shlex.quote(args.space)}   (which of those that fit is the best)"
+    limits = {"latency": (args.max_latency, "s"), "memory": (args.max_memory, "B"), "params": (args.max_params, "")}
+    given = "".join(f" --max-{name} {limit:.12g}{unit}" for name, (limit, unit) in limits.items() if limit is not None)
+    return f"nas search --space {shlex.quote(args.space)}{given}   (the best of those that fit)"

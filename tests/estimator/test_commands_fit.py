@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,28 @@ def test_fit_of_a_space_says_how_it_was_found(run):
     assert "none of its architectures fits" in out
     assert "latency budget" in out
     assert "exact: all" in out
+
+
+def test_the_next_step_of_a_space_is_a_search_within_the_same_limits(run):
+    """What is handed on is read back by `nas search` as the same numbers."""
+    from nas.objectives import parse_quantity
+
+    limits = ("--max-latency", "1.5ms", "--max-memory", "40MB", "--max-params", "300k")
+    _, _, err = run("--space", "decoder-nano", "--device", "raspberry-pi-5", *limits)
+    words = err.split()
+    found = {name: words[words.index(name) + 1] for name in limits[::2]}
+    assert parse_quantity(found["--max-latency"], "s") == 0.0015
+    assert parse_quantity(found["--max-memory"], "bytes") == 40e6
+    assert parse_quantity(found["--max-params"], "") == 300e3
+
+
+def test_the_guide_shows_what_the_command_prints(run):
+    """The first block of docs/howto/fit.md is a command and its output."""
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "fit.md").read_text(encoding="utf-8")
+    command, *shown = text.split("```")[1].strip().splitlines()
+    code, out, _ = run(*command.removeprefix("$ estimator fit ").split())
+    assert code == 0
+    assert out.splitlines()[: len(shown)] == shown
 
 
 def test_fit_of_a_model_loads_no_numpy():
