@@ -13,7 +13,7 @@ from importlib import resources
 from estimator.errors import InputError
 from estimator.network import Network
 from estimator.readers.source import read_bundled, source_of_values
-from estimator.training import OPTIMIZERS
+from estimator.training import OPTIMIZERS, LoraPlan
 
 __all__ = ["Mode", "model_rows", "named_network", "read_mode", "reference_network", "reference_rows"]
 
@@ -31,14 +31,20 @@ _SAYS: Mapping[str, tuple[str, str | bool]] = {
     "eager": ("fused_attention", False),
     "sdpa": ("fused_attention", True),
     "flash": ("fused_attention", True),
+    "lora": ("adapters", "lora"),
+    "qlora": ("adapters", "qlora"),
     **{name: ("optimizer", name) for name in OPTIMIZERS},
 }
+_RANK = re.compile(r"\b(?:rank|r)\s*=?\s*(\d+)\b")
 _FILLERS = frozenset(("full", "activation", "gradient", "attention", "precision", "optimizer", "with", "pytorch"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """What a row of `training_memory.tsv` measured. `scheme`: pure, amp or mixed; `dtype` the type it computes in."""
+    """What a row of `training_memory.tsv` measured. `scheme`: pure, amp or mixed; `dtype` the type it computes in.
+
+    `adapters` is lora or qlora where only adapters of rank `rank` are trained, else empty.
+    """
 
     is_training: bool
     dtype: str
@@ -46,6 +52,15 @@ class Mode:
     optimizer: str = "adamw"
     checkpointing: str = "none"
     fused_attention: bool = True
+    adapters: str = ""
+    rank: int = 16
+
+    @property
+    def lora(self) -> LoraPlan | None:
+        """The adapters of a TrainingPlan; QLoRA keeps the frozen weights in nf4."""
+        if not self.adapters:
+            return None
+        return LoraPlan(rank=self.rank, base_dtype="nf4" if self.adapters == "qlora" else None)
 
     @property
     def precision(self) -> str:
@@ -61,8 +76,11 @@ def read_mode(text: str) -> Mode:
     Raises:
         InputError: a word is not understood, or inference or training, or the number type, is missing.
     """
-    said: dict[str, str | bool] = {}
-    for word in re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", text.lower()):
+    said: dict[str, str | bool | int] = {}
+    rank = _RANK.search(text.lower())
+    if rank is not None:
+        said["rank"] = int(rank[1])
+    for word in re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", _RANK.sub("", text.lower())):
         if word in _FILLERS:
             continue
         if word not in _SAYS:

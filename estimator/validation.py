@@ -235,6 +235,7 @@ def _plan(mode: Mode, batch_size: int, length: int) -> TrainingPlan:
         precision=mode.precision,
         checkpointing=mode.checkpointing,
         fused_attention=mode.fused_attention,
+        lora=mode.lora,
     )
 
 

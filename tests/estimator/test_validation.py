@@ -14,6 +14,7 @@ from estimator.errors import InputError
 from estimator.figures import Figure
 from estimator.readers.source import read_source
 from estimator.reference_rows import Mode, named_network, read_mode, reference_network, reference_rows
+from estimator.training import LoraPlan
 from estimator.validation import CLASSES, Comparison, compare_class, summarise
 
 
@@ -151,6 +152,8 @@ MODES = {
     "training fp32, adam-8bit, gradient checkpointing, eager attention": Mode(
         is_training=True, dtype="fp32", optimizer="adam-8bit", checkpointing="full", fused_attention=False
     ),
+    "LoRA training, r=8, pure bf16, AdamW": Mode(is_training=True, dtype="bf16", adapters="lora", rank=8),
+    "QLoRA training, bf16": Mode(is_training=True, dtype="bf16", adapters="qlora"),
 }
 
 
@@ -163,7 +166,7 @@ def test_modes_are_read(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("full training, pure bf16, LoRA", "'lora' is not understood"),
+        ("full training, pure bf16, DoRA", "'dora' is not understood"),
         ("bf16", "must say inference or training"),
         ("inference", "must say inference or training, and bf16"),
         ("", "must say"),
@@ -175,13 +178,22 @@ def test_modes_that_say_something_else_are_refused(text, message):
         read_mode(text)
 
 
+def test_adapters_have_their_plan():
+    """QLoRA freezes the weights in nf4; without adapters there is no plan for them."""
+    assert read_mode("QLoRA training, rank 64, bf16").lora == LoraPlan(rank=64, base_dtype="nf4")
+    assert read_mode("LoRA training, bf16").lora == LoraPlan()
+    assert read_mode("training, bf16").lora is None
+
+
 def test_precisions_have_their_names():
     """Those of a TrainingPlan."""
     assert MODES["full training, AMP bf16, AdamW"].precision == "amp-bf16"
     assert MODES["full training, pure bf16, AdamW"].precision == "bf16"
 
 
-@pytest.mark.parametrize("mode", ["AMP bf16, AdamW", "fp32, SGD", "pure bf16, AdamW, checkpointing", "AMP, eager"])
+@pytest.mark.parametrize(
+    "mode", ["AMP bf16, AdamW", "fp32, SGD", "pure bf16, AdamW, checkpointing", "AMP, eager", "bf16, LoRA"]
+)
 def test_training_modes_differ_as_they_should(monkeypatch, mode):
     """Each mode is more or less than pure bf16 with AdamW, as its bytes per weight and what it keeps say."""
     head = "model,sequence_length,batch_size,mode,peak_gb,device"
@@ -189,7 +201,7 @@ def test_training_modes_differ_as_they_should(monkeypatch, mode):
     rows = "\n".join([head, line.format("pure bf16, AdamW"), line.format(mode)])
     _with_rows(monkeypatch, training_memory=rows)
     plain, other = compare_class("training-memory")
-    assert (other.value > plain.value) is ("checkpointing" not in mode)
+    assert (other.value > plain.value) is not ("checkpointing" in mode or "LoRA" in mode)
 
 
 def test_eager_inference_stores_scores(monkeypatch):
