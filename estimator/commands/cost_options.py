@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from estimator.commands.arguments import count
 from estimator.display import shorten
 from estimator.energy import EnergyEstimate, estimate_energy
-from estimator.facility import Facility, facility_of
+from estimator.facility import DATA_CENTRE_PUE, WORLD_GRID_KG_PER_KWH, Facility, facility_of
 from estimator.figures import Figure
 from estimator.quantities import quantity
 from estimator.sizing import Estimate
@@ -27,8 +27,12 @@ _FACILITY = ("pue", "grid", "price_per_hour", "purchase_price", "years", "price_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for energy, carbon, cost and the compute of a training run."""
     cost = parser.add_argument_group("energy, carbon and cost (with --device or --training-tokens)")
-    cost.add_argument("--pue", type=_number, metavar="X", help="facility energy over device energy (1.56 in servers)")
-    cost.add_argument("--grid", type=_number, metavar="KG", help="kg CO2e per kWh (0.445, the world's average)")
+    cost.add_argument(
+        "--pue", type=_number, metavar="X", help=f"facility energy over device energy ({DATA_CENTRE_PUE:g} for servers)"
+    )
+    cost.add_argument(
+        "--grid", type=_number, metavar="KG", help=f"kg CO2e per kWh ({WORLD_GRID_KG_PER_KWH:g}, the world's)"
+    )
     cost.add_argument("--power", type=_number, metavar="W", help="average power of a device, in place of the model")
     cost.add_argument("--price-per-hour", type=_number, metavar="P", help="price of a device for an hour")
     cost.add_argument("--purchase-price", type=_number, metavar="P", help="price of a device, over --years")
