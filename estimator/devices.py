@@ -150,8 +150,8 @@ def _device(name: str) -> Device:
 
 
 def _words(text: str) -> set[str]:
-    """The words of a device's name or label without its maker's; a number and its unit are one word."""
-    joined = re.sub(r"(\d) gb", r"\1gb", text.lower())
+    """The words of a device's name or label without its maker's; a number and its unit are one word, SXM5 is SXM."""
+    joined = re.sub(r"sxm\d", "sxm", re.sub(r"(\d) gb", r"\1gb", text.lower()))
     return set(re.findall(r"[a-z0-9.]+", joined)) - _MAKERS
 
 

@@ -9,10 +9,10 @@ from statistics import mean
 
 import pytest
 
-from estimator.achievable import Achievable, achievable_of
-from estimator.devices import get_device
+from estimator.achievable import FRACTIONS, Achievable, achievable_of, device_class
+from estimator.devices import get_device, load_devices
 from estimator.flops import count_flops
-from estimator.latency import estimate_latency
+from estimator.latency import count_operators, estimate_latency
 from estimator.memory import count_kv_cache_bytes, count_state_bytes
 from estimator.phases import decode_runs, prefill_runs
 from estimator.readers.source import read_source
@@ -130,3 +130,80 @@ def test_larger_models_are_not_faster(small, field):
     before, after = (estimate_latency(config, workload, device) for config in (small, grown))
     assert after.prefill_s.bound_s > before.prefill_s.bound_s
     assert after.decode_s_per_token.bound_s > before.decode_s_per_token.bound_s
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("v100", "gpu"),
+        ("h100", "gpu"),
+        ("rtx-4090", "gpu"),
+        ("apple-m1", "gpu"),
+        ("l40s", "gpu-dense"),
+        ("a10", "gpu-dense"),
+        ("p4", "gpu-low-power"),
+        ("t4", "gpu-low-power"),
+        ("jetson-agx-orin", "gpu-low-power"),
+        ("l4", "gpu-power-limited"),
+        ("mi100", "gpu-cdna"),
+        ("mi210", "gpu-cdna"),
+        ("tpu-v5e", "accelerator"),
+        ("epyc-9654", "cpu"),
+    ],
+)
+def test_classes_follow_power_and_generation(device, expected):
+    """The lower the power limit against what is promised, the lower the fraction; each class says where it is from."""
+    assert device_class(get_device(device)) == expected
+    assert achievable_of(get_device(device)).source
+
+
+def test_every_device_has_fractions_below_one():
+    """No class promises more than the data sheet."""
+    for device in load_devices().values():
+        achievable = achievable_of(device)
+        assert all(0 < getattr(achievable, name) < 1 for name in FRACTIONS)
+        assert achievable.spread > 1
+        assert achievable.origin == "modelled"
+
+
+@pytest.mark.parametrize("board", ["mi250", "mi250x"])
+def test_a_program_uses_one_of_two_dies(small, board):
+    """A board of two dies with the peaks of both takes as long as the board with one of them."""
+    both, one = get_device(board), get_device("mi210")
+    assert achievable_of(both).name == "gpu-cdna-one-die"
+    for workload in (Workload(batch_size=64, prompt_length=512), Workload(batch_size=1)):
+        times = [estimate_latency(small, workload, device) for device in (both, one)]
+        assert times[0].prefill_s.time_s.value == pytest.approx(times[1].prefill_s.time_s.value, rel=0.06)
+        decodes = [time.decode_s_per_token.time_s.value for time in times]
+        assert decodes[0] == pytest.approx(decodes[1], rel=0.06)
+
+
+def test_small_steps_take_their_operators(small):
+    """A tiny model on a fast GPU waits for kernels, not for memory."""
+    phase = estimate_latency(small, Workload(), get_device("h100")).decode_s_per_token
+    operators = count_operators(decode_runs(network_of(small), Workload()))
+    assert phase.overhead_s == pytest.approx(operators * achievable_of(get_device("h100")).operator_s)
+    assert phase.overhead_s > phase.time_s.value / 2
+    assert phase.to_dict()["overhead_s"] == phase.overhead_s
+
+
+def test_origins_follow_what_was_learnt(small):
+    """A learnt bandwidth makes decoding predicted, while prefill and with it the request stay modelled."""
+    device, workload = get_device("t4"), Workload(batch_size=64, prompt_length=512)
+    learnt = dataclasses.replace(achievable_of(device), learnt=("bandwidth_fraction",), learnt_spread=1.2)
+    assert estimate_latency(small, Workload(), device, learnt).origins["decode_s_per_token"] == "predicted"
+    latency = estimate_latency(small, workload, device, learnt)
+    assert latency.prefill_s.fraction == "fp32_fraction"
+    assert latency.origins["prefill_s"] == latency.origins["request_s"] == "modelled"
+    everything = dataclasses.replace(learnt, learnt=FRACTIONS)
+    assert set(estimate_latency(small, workload, device, everything).origins.values()) == {"predicted"}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "fraction"),
+    [("p4", "bf16", "fp32_fraction"), ("t4", "bf16", "fp32_fraction"), ("t4", "fp16", "matrix_fraction")],
+)
+def test_types_without_a_rate_run_in_fp32(small, device, dtype, fraction):
+    """And are held against the fraction of fp32."""
+    workload = Workload(batch_size=64, prompt_length=512, weight_dtype=dtype, activation_dtype=dtype)
+    assert estimate_latency(small, workload, get_device(device)).prefill_s.fraction == fraction
