@@ -1,7 +1,8 @@
 """The nodes of a config's ONNX graph: embeddings, blocks, heads.
 
-Standard operators only, one node per projection. Fusing the three attention projections or gate and up into one, and
-ONNX Runtime's own GroupQueryAttention and SkipSimplifiedLayerNormalization, were measured and are no faster.
+Standard operators only (but for matrices in blocks), one node per projection. Fusing the three attention projections
+or gate and up into one, and ONNX Runtime's own GroupQueryAttention and SkipSimplifiedLayerNormalization, were measured
+and are no faster.
 """
 
 from __future__ import annotations
@@ -16,32 +17,31 @@ from numpy.typing import NDArray
 from estimator.config import Layer, TransformerConfig
 from estimator.onnx_graph import GraphWriter
 from estimator.ort_session import past_names, present_names
-from estimator.quantization import write_quantized_matmul
+from estimator.quantization import write_block_matmul, write_half, write_quantized_matmul
 from estimator.rotary import inverse_frequencies
-from estimator.weights import is_linear
+from estimator.weight_types import BLOCK_FORMATS
 
-__all__ = ["BUILD_DTYPES", "write_graph"]
+__all__ = ["write_graph"]
 
-BUILD_DTYPES = ("fp32", "int8")
 Weights = Mapping[str, NDArray[np.float32]]
 _TOKENS = ("batch_size", "sequence_length")
 _FLOAT, _BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
 
 
-def write_graph(config: TransformerConfig, weights: Weights, *, weight_dtype: str) -> GraphWriter:
-    """The complete graph of `config`, with `weights` by the names of `weight_shapes`.
+def write_graph(config: TransformerConfig, weights: Weights, dtypes: Mapping[str, str]) -> GraphWriter:
+    """The complete graph of `config`, with `weights` and their types by the names of `weight_shapes`.
 
     Raises:
-        BuildError: the config's rope_scaling is of a type that cannot be built.
+        BuildError: the config's rope_scaling is of a type that cannot be built, or a weight is too large for its type.
     """
-    return _Transformer(config, weights, weight_dtype).write()
+    return _Transformer(config, weights, dtypes).write()
 
 
 class _Transformer:
-    def __init__(self, config: TransformerConfig, weights: Weights, weight_dtype: str) -> None:
+    def __init__(self, config: TransformerConfig, weights: Weights, dtypes: Mapping[str, str]) -> None:
         self.config = config
         self.weights = weights
-        self.weight_dtype = weight_dtype
+        self.dtypes = dtypes
         self.writer = GraphWriter()
         self.node = self.writer.node
         self.positions = ""  # int64, broadcast to [batch_size, sequence_length]
@@ -241,17 +241,26 @@ class _Transformer:
     # Weights
 
     def _weight(self, name: str) -> str:
-        return self.writer.initializer(name, self.weights[name])
+        return self._float(name, self.weights[name])
+
+    def _float(self, name: str, values: NDArray[np.float32]) -> str:
+        if self.dtypes[name] == "fp32":
+            return self.writer.initializer(name, values)
+        return write_half(self.writer, name, values, self.dtypes[name])
 
     def _linear(self, name: str, x: str) -> str:
-        """x @ weight.T + bias; a matrix is stored as [in, out], the layout that MatMul takes."""
-        weight_name, bias_name = f"{name}.weight", f"{name}.bias"
-        weight = self.weights[weight_name]
-        if self.weight_dtype == "int8" and is_linear(weight_name):
-            output = write_quantized_matmul(self.writer, x, weight_name, weight)
-        else:
-            output = self.node("MatMul", x, self.writer.initializer(weight_name, weight.T))
+        """x @ weight.T + bias."""
+        output, bias_name = self._product(f"{name}.weight", x), f"{name}.bias"
         return self.node("Add", output, self._weight(bias_name)) if bias_name in self.weights else output
+
+    def _product(self, name: str, x: str) -> str:
+        """x @ weight.T; a matrix of floats is stored as [in, out], the layout that MatMul takes."""
+        weight, dtype = self.weights[name], self.dtypes[name]
+        if dtype == "int8":
+            return write_quantized_matmul(self.writer, x, name, weight)
+        if dtype in BLOCK_FORMATS:
+            return write_block_matmul(self.writer, x, name, weight, BLOCK_FORMATS[dtype])
+        return self.node("MatMul", x, self._float(name, weight.T))
 
     def _norm(self, name: str, x: str) -> str:
         scale, epsilon = self._weight(f"{name}.weight"), self.config.norm_eps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["OPSET", "GraphWriter", "is_parameter"]
+__all__ = ["OPSET", "GraphWriter", "is_parameter", "parameter_sizes", "weight_bytes"]
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 _IR_VERSION = 11  # the one released with opset 23
@@ -18,8 +19,25 @@ _ELEMENT_TYPES = {"float": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT
 
 
 def is_parameter(name: str) -> bool:
-    """True for the initialisers that hold stored weights; constants and the scales of int8 are none."""
+    """True for the initialisers that hold stored weights; constants, scales and zero points are none."""
     return name.endswith((".weight", ".bias"))
+
+
+def weight_bytes(graph: onnx.GraphProto) -> int:
+    """Bytes of all stored weights with their scales and zero points, as the file holds them."""
+    endings = ("", "_scale", "_zero_points")
+    names = {tensor.name + ending for tensor in graph.initializer if is_parameter(tensor.name) for ending in endings}
+    return sum(len(tensor.raw_data) for tensor in graph.initializer if tensor.name in names)
+
+
+def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Elements of every stored weight by name; those that MatMulNBits packs are counted by its matrix, [N, K]."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if is_parameter(tensor.name)}
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            values = {attribute.name: attribute.i for attribute in node.attribute}
+            sizes[node.input[1]] = values["N"] * values["K"]
+    return sizes
 
 
 class GraphWriter:
@@ -34,12 +52,14 @@ class GraphWriter:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._values: set[str] = set()
+        self._domains = {"": OPSET}
 
-    def node(self, op: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """Adds a node of the standard operators; its output is named after it unless `outputs` names them."""
+    def node(self, op: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
+        """Adds a node, of the standard operators unless of `domain`; its output is named after it without `outputs`."""
         name = f"{op}_{len(self._nodes)}"
         outputs = outputs or (name,)
-        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain or None, **attributes))
+        self._domains.setdefault(domain, 1)
         self._values.update(outputs)
         return outputs[0]
 
@@ -76,7 +96,7 @@ class GraphWriter:
         graph = helper.make_graph(
             self._nodes, "transformer", self._inputs, self._outputs, list(self._initializers.values())
         )
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(graph, opset_imports=[opset], producer_name="archfront", ir_version=_IR_VERSION)
+        opsets = [helper.make_opsetid(domain, version) for domain, version in self._domains.items()]
+        model = helper.make_model(graph, opset_imports=opsets, producer_name="archfront", ir_version=_IR_VERSION)
         helper.set_model_props(model, dict(metadata))
         return model

@@ -21,8 +21,8 @@ from estimator.errors import InputError, StorageFullError
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
 from estimator.measuring.runner import measure
 from estimator.memory import count_weight_bytes, estimate_memory
-from estimator.onnx_blocks import BUILD_DTYPES
 from estimator.ort_session import PROVIDERS, provider_name
+from estimator.weight_types import BUILD_DTYPES
 from estimator.workload import Workload
 
 __all__ = ["add_parser", "run"]

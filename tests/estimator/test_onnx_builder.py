@@ -240,6 +240,7 @@ def test_artifact_is_what_the_file_is(small, tmp_path):
         path=tmp_path / "model.onnx",
         sha256=hashlib.sha256(content).hexdigest(),
         file_bytes=len(content),
+        weight_bytes=4 * count_params(small).total,
         opset=OPSET,
         num_params=sum(math.prod(shape) for shape in weight_shapes(small).values()),
         weight_dtype="fp32",
@@ -282,10 +283,10 @@ def test_wrong_weights_are_refused_by_name(small, spoil, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4", "fp7"])
+@pytest.mark.parametrize("dtype", ["fp8", "int3", "int4-g32", ""])
 def test_types_that_cannot_be_built_are_refused(small, dtype, tmp_path):
     """The message says which can."""
-    with pytest.raises(BuildError, match=f"'{dtype}' cannot be built; these can: fp32, int8"):
+    with pytest.raises(BuildError, match=f"'{dtype}' cannot be built; these can: fp32, fp16, bf16, int8"):
         build_onnx(small, path=tmp_path / "model.onnx", weight_dtype=dtype)
 
 
@@ -293,11 +294,12 @@ def test_types_that_cannot_be_built_are_refused(small, dtype, tmp_path):
     ("options", "words"),
     [
         ({"provider": "tpu"}, "cpu, cuda, not 'tpu'"),
-        ({"provider": "cuda", "weight_dtype": "int8"}, "int8 has kernels on"),
+        ({"provider": "cuda", "weight_dtype": "int8"}, "int8 is written for the CPU only; build fp32"),
+        ({"provider": "cuda", "weight_dtype_per_layer": ("fp32", "int4")}, "int4 is written for the CPU only"),
     ],
 )
 def test_providers_that_cannot_run_it_are_refused(small, options, words, tmp_path):
-    """An unknown provider, and int8 where it has no kernels."""
+    """An unknown provider, and types that are not written for it."""
     with pytest.raises(BuildError, match=words):
         build_onnx(small, path=tmp_path / "model.onnx", **options)
 

@@ -203,7 +203,7 @@ def test_exhausted_space_ends_the_search_and_says_so(capsys: pytest.CaptureFixtu
         (("--trials", "0"), 2, "trials"),
         (("--report", "empty"), 2, "empty is not a file"),
         (("--threads", "0"), 2, "threads"),
-        (("--weight-dtype", "fp16"), 2, "fp32"),
+        (("--weight-dtype", "int3"), 2, "fp32"),
         (("--prompt-length", "0"), 2, "prompt_length"),
         (("--batch-size", "-1"), 2, "batch_size"),
         (("--data", ""), 2, "--data"),
