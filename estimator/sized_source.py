@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from estimator.calibrating.profiles import find_device
+from estimator.energy import estimate_energy
+from estimator.facility import facility_of
 from estimator.readers.source import ModelSource
 from estimator.sizing import Estimate, estimate
 from estimator.workload import FLOAT_DTYPES, Workload
@@ -55,8 +57,13 @@ def size_source(
 
 
 def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:
-    """The JSON document of `estimator size --json`."""
+    """The JSON document of `estimator size --json`, with the energy of a request where nothing is said of the facility."""
     document = result.to_dict()
+    if result.device is not None:
+        energy = None
+        if result.latency is not None:
+            energy = estimate_energy(result.latency, result.device, result.workload, facility_of(result.device))
+        document["energy"] = None if energy is None else energy.to_dict()
     document["model"] |= {"class": source.hf_class, "path": None if source.path is None else str(source.path)}
     if source.weight_file is not None:
         file = source.weight_file
