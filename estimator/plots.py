@@ -177,8 +177,9 @@ def _roofline(results: Sequence[Estimate]) -> str:
     roof = Roof(peaks=peaks, bandwidth=_bandwidth(first), sustained=sustained)
     points = [point for number, result in enumerate(results) for point in _points(result, number, len(results))]
     note = (
-        f"{device.label}. Solid: what the maker publishes. Dashed: what real runs sustain "
-        f"({achieved.name}, {achieved.origin}). Circle: prefill; diamond: decode; bar: the interval. "
+        f"{device.label}. Solid: what the maker publishes. Dashed: what real runs sustain with "
+        f"{first.workload.weight_dtype} weights ({achieved.name}, {achieved.origin}). "
+        "Circle: prefill; diamond: decode; bar: the interval. "
         "Left of a roof's corner memory bandwidth binds, right of it arithmetic."
     )
     return _section("Roofline", note, roofline(roof, points, f"Roofline of {device.label}"))

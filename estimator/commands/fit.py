@@ -49,6 +49,7 @@ _EXAMPLES = """examples:
   estimator fit mistral-7b --sequence-length 8192                       which device is enough
   estimator fit --space decoder-small --device raspberry-pi-5 --max-latency 50ms"""
 _NUM_SHOWN = 8
+_AS_STORED = "as the file stores them"
 
 
 def add_parser(commands: Any) -> None:
@@ -167,11 +168,26 @@ def _answers(source: ModelSource, request: Request, limits: Limits, args: argpar
         "batch_size": fit_batch_size(request, limits),
         "context": fit_context(request, limits),
         "weight_dtypes": types,
-        "weight_dtype": best_weight_dtype(types, source.dtype or "fp32"),
+        "weight_dtype": _best_dtype(request, types, source, limits),
     }
     if limits.device is not None:
         answers["devices"] = fit_num_devices(request, limits)
     return answers
+
+
+def _best_dtype(request: Request, types: dict[str, Answer], source: ModelSource, limits: Limits) -> str | None:
+    """The most precise type that fits; of a file of weights, as it stores them, or else one that makes it smaller."""
+    stored = request.stored_bytes
+    if stored is None:
+        return best_weight_dtype(types, source.dtype or "fp32")
+    if fit_device(request, limits).value is not None:
+        return _AS_STORED
+    smaller = {
+        dtype: answer
+        for dtype, answer in types.items()
+        if answer.demand is not None and answer.demand.memory.weights_bytes < stored
+    }
+    return best_weight_dtype(smaller, "fp32")
 
 
 def _devices(request: Request, limits: Limits) -> Found:
@@ -242,7 +258,7 @@ def _lines(
     source: ModelSource, request: Request, limits: Limits, answers: Answers | None, devices: Found | None
 ) -> list[str]:
     workload = request.workload
-    weights = workload.weight_dtype if request.stored_bytes is None else "as the file stores them"
+    weights = workload.weight_dtype if request.stored_bytes is None else _AS_STORED
     lines = [
         f"{source.name}: batch {workload.batch_size:,}, prompt {workload.prompt_length:,}, "
         f"generate {workload.generated_length:,}, weights {weights}, KV cache {workload.kv_cache_dtype}"

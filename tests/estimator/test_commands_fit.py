@@ -11,6 +11,7 @@ import pytest
 
 from estimator.cli import main
 from estimator.workload import WEIGHT_DTYPES
+from tests.estimator.file_samples import safetensors_bytes
 
 
 @pytest.fixture
@@ -170,6 +171,22 @@ def test_fit_of_a_space_says_how_it_was_found(run):
     assert "none of its architectures fits" in out
     assert "latency budget" in out
     assert "exact: all" in out
+
+
+def test_a_file_of_weights_is_answered_as_it_stores_them(answer, run, tmp_path):
+    """Its bytes are those of the file; a wider type gains nothing, and what is not known is not answered."""
+    header = {"w": {"dtype": "F16", "shape": [1000, 500], "data_offsets": [0, 1_000_000]}}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes(header, 1_000_000))
+    document = answer(str(path), "--device", "l4")
+    assert document["fits"]["value"] is True
+    assert document["fits"]["at"]["memory"]["weights_bytes"] == 1_000_000
+    assert document["weight_dtype"]["value"] == "as the file stores them"
+    assert document["batch_size"]["value"] is None
+    assert "nothing but its weights" in document["context"]["detail"]
+    code, out, _ = run(str(path), "--device", "l4")
+    assert code == 0
+    assert "nothing but its weights" in out
 
 
 def test_the_next_step_of_a_space_is_a_search_within_the_same_limits(run):
