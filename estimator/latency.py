@@ -92,7 +92,7 @@ class LatencyEstimate:
             "decode_s_per_token": None if self.decode_s_per_token is None else self.decode_s_per_token.to_dict(),
             "request_s": self.request_s,
             "tokens_per_s": self.tokens_per_s,
-            "achievable": asdict(self.achievable),
+            "achievable": asdict(self.achievable) | {"learnt": list(self.achievable.learnt)},
         }
 
 
