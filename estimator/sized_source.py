@@ -57,7 +57,7 @@ def size_source(
 
 
 def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:
-    """The JSON document of `estimator size --json`, with the energy of a request where nothing is said of the facility."""
+    """The JSON document of `estimator size --json`; energy is that of a facility with the defaults."""
     document = result.to_dict()
     if result.device is not None:
         energy = None
