@@ -44,6 +44,7 @@ _MODULES = (
     "audio",
     "multimodal_families",
     "audio_language",
+    "encoder_kin",
 )
 
 
