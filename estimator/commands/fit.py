@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
         type=_share,
         default=DEFAULT_RESERVE,
         metavar="SHARE",
-        help=f"of the device's memory, kept free ({DEFAULT_RESERVE:.0%})",
+        help=f"of the device's memory, kept free ({DEFAULT_RESERVE:.0%}%)",
     )
     parser.add_argument("--seed", type=int, default=0, help="with --space, where it has to be sampled (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +15,9 @@ from estimator.batch import BatchEstimate
 from estimator.config import TransformerConfig
 from estimator.devices import Device
 from estimator.fitting import Demand, Limits, Request, broken_limit, demand_of
-from estimator.latency import sustained_rate
+from estimator.latency import computing_rate, count_operators, sustained_rate
 from estimator.params import count_params
+from estimator.phases import decode_runs, prefill_runs
 from estimator.power import power_class_of
 from estimator.weights import network_of
 from estimator.workload import DTYPE_BYTES, Workload
@@ -80,9 +81,23 @@ class Search:
     limits: Limits
     max_params: float | None
     say: Callable[[int, int], None]
+    overheads: dict[Any, tuple[float, float]] = field(default_factory=dict)
 
     def demand(self, config: TransformerConfig) -> Demand:
         return demand_of(Request(network=network_of(config), workload=self.workload), self.limits)
+
+    def overhead_s(self, config: TransformerConfig) -> tuple[float, float]:
+        """Seconds that calling the operators of prefill and of decode takes; they depend on no size but the depth."""
+        if not self.limits.has_time or self.limits.device is None:
+            return 0.0, 0.0
+        values = [getattr(config, entry.name) for entry in fields(config)]
+        key = config.num_hidden_layers, config.type_vocab_size, *(v for v in values if isinstance(v, str | bool))
+        if key not in self.overheads:
+            achievable, network = self.limits.achievable or achievable_of(self.limits.device), network_of(config)
+            runs = prefill_runs(network, self.workload), decode_runs(network, self.workload)
+            prefill, decode = (achievable.operator_s * count_operators(each) for each in runs)
+            self.overheads[key] = prefill, decode
+        return self.overheads[key]
 
     def broken(self, config: TransformerConfig) -> str | None:
         """What a candidate breaks, by the very figures that `fit` and `size` give."""
@@ -115,44 +130,54 @@ def note_choices(choices: dict[str, tuple[Any, ...]], name: str, values: tuple[A
     return params[name]
 
 
-def possibly_within(search: Search, figures: BatchEstimate, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """False where a candidate breaks a limit for certain: by counts, or by less than it takes in truth."""
-    limits, workload = search.limits, search.workload
+def possibly_within(
+    search: Search, figures: BatchEstimate, columns: Mapping[str, NDArray[Any]], overheads: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """False where a candidate breaks a limit for certain: by counts, or by less than it takes in truth.
+
+    `overheads` are seconds of prefill and decode that calling operators takes, [C, 2], as `Search.overhead_s` has them.
+    """
+    limits, workload, device = search.limits, search.workload, search.limits.device
     possible = np.ones(len(figures.params), np.bool_)
     if search.max_params is not None:
         possible &= figures.params <= search.max_params
     if limits.memory_bytes is not None:
-        on_cpu = limits.device is None or limits.device.kind == "cpu"
+        on_cpu = device is None or device.kind == "cpu"
         least = figures.total_bytes if on_cpu else figures.weights_bytes + figures.kv_cache_bytes
         possible &= least <= limits.memory_bytes
-    device = limits.device
     if not limits.has_time or device is None or device.memory_bandwidth_bytes_per_s is None:
         return possible
-    achievable = limits.achievable or achievable_of(device)
-    rate = sustained_rate(workload, device, achievable) * (1 + _ROUNDING)
-    bandwidth = device.memory_bandwidth_bytes_per_s * achievable.bandwidth_fraction * (1 + _ROUNDING)
     read = figures.weights_bytes - _table_bytes(columns, workload)
-    prefill = np.maximum(figures.prefill_flops / rate, read / bandwidth)
-    step_flops = workload.batch_size * figures.decode_flops_per_token
-    step = np.maximum(step_flops / rate, (read + figures.kv_cache_bytes) / bandwidth)
-    step = np.where(figures.decode_flops_per_token > 0, step, prefill)
-    possible &= prefill <= (limits.max_first_token_s or math.inf)
-    possible &= step <= (limits.max_latency_s or math.inf)
+    generates = figures.decode_flops_per_token > 0
+    step_flops, step_bytes = workload.batch_size * figures.decode_flops_per_token, read + figures.kv_cache_bytes
+    prefill = _least_seconds(search, device, figures.prefill_flops, read) + overheads[:, 0]
+    step = np.where(generates, _least_seconds(search, device, step_flops, step_bytes) + overheads[:, 1], prefill)
+    possible &= prefill * (1 - _ROUNDING) <= (limits.max_first_token_s or math.inf)
+    possible &= step * (1 - _ROUNDING) <= (limits.max_latency_s or math.inf)
     if limits.max_energy_j is not None and device.tdp_w is not None:
-        per_step = device.tdp_w / workload.batch_size
-        energy = per_step * _least_seconds(device, figures.prefill_flops / rate, read / bandwidth)
-        moved = (read + figures.kv_cache_bytes) / bandwidth
-        tokens = np.where(figures.decode_flops_per_token > 0, workload.generated_length, 0)
-        energy += tokens * per_step * _least_seconds(device, step_flops / rate, moved)
-        possible &= energy * (1 - _ROUNDING) <= limits.max_energy_j
+        energy = _least_joules(search, device, figures.prefill_flops, read, prefill)
+        tokens = np.where(generates, workload.generated_length, 0)
+        energy = energy + tokens * _least_joules(search, device, step_flops, step_bytes, step)
+        possible &= energy / workload.batch_size * (1 - _ROUNDING) <= limits.max_energy_j
     return possible
 
 
-def _least_seconds(device: Device, compute_s: NDArray[np.float64], moving_s: NDArray[np.float64]) -> Any:
-    """Seconds at the power limit that take as much energy as a phase: `PowerClass.share` of its time."""
-    power, seconds = power_class_of(device), np.maximum(compute_s, moving_s)
-    busy = power.idle_share * seconds + power.bandwidth_share * moving_s + power.compute_share * compute_s
-    return np.minimum(seconds, busy)
+def _least_seconds(search: Search, device: Device, flops: Any, moved_bytes: Any) -> Any:
+    """The roofline of `estimate_latency`, with no more bytes than are certain."""
+    achievable = search.limits.achievable or achievable_of(device)
+    assert device.memory_bandwidth_bytes_per_s is not None
+    bandwidth = device.memory_bandwidth_bytes_per_s * achievable.bandwidth_fraction
+    return np.maximum(flops / sustained_rate(search.workload, device, achievable), moved_bytes / bandwidth)
+
+
+def _least_joules(search: Search, device: Device, flops: Any, moved_bytes: Any, seconds: Any) -> Any:
+    """The energy of `phase_energy_j`, with no more bytes and seconds than are certain."""
+    power, bandwidth = power_class_of(device), device.memory_bandwidth_bytes_per_s
+    assert bandwidth is not None
+    assert device.tdp_w is not None
+    moving = power.bandwidth_share * moved_bytes / bandwidth
+    computing = power.compute_share * flops / computing_rate(search.workload, device)[0]
+    return device.tdp_w * (power.awake_share * seconds + moving + computing)
 
 
 def _table_bytes(columns: Mapping[str, NDArray[Any]], workload: Workload) -> NDArray[np.float64]:

@@ -139,7 +139,9 @@ def count_out(search: Search, outers: list[Outer]) -> SpaceAnswer:
     for chunk in _chunks(outers):
         columns = _columns(chunk, known)
         figures = estimate_batch(columns, search.workload)
-        found.append((figures.params, figures.prefill_flops, possibly_within(search, figures, columns)))
+        overheads = np.array([search.overhead_s(outer.config) for outer in chunk])
+        overheads = np.repeat(overheads, [outer.num_candidates for outer in chunk], axis=0)
+        found.append((figures.params, figures.prefill_flops, possibly_within(search, figures, columns, overheads)))
         search.say(sum(len(row[0]) for row in found), int(starts[-1]))
     params, flops, possible = (np.concatenate(column) for column in zip(*found, strict=True))
 

@@ -70,9 +70,11 @@ def _largest_of(
     distinct = list({tuple(sorted(params.items())): params for params in candidates}.values())
     if not distinct:
         return []
-    columns = columns_from_configs([search.space.to_config(params) for params in distinct])
+    configs = [search.space.to_config(params) for params in distinct]
+    columns = columns_from_configs(configs)
     figures = estimate_batch(columns, search.workload)
-    possible = possibly_within(search, figures, columns)
+    overheads = np.array([search.overhead_s(config) for config in configs])
+    possible = possibly_within(search, figures, columns, overheads)
     found: list[_Leader] = []
     for row in np.lexsort((-figures.prefill_flops, -figures.params)):
         size = int(figures.params[row]), int(figures.prefill_flops[row])

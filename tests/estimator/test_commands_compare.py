@@ -109,3 +109,11 @@ def test_each_warning_is_said_once_with_its_models(run):
     lines = [line for line in out.splitlines() if "more than the 1,024" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning: gpt2, gpt2-medium: ")
+
+
+def test_help_teaches_by_examples(run):
+    """The command explains itself."""
+    code, out, _ = run("compare", "--help")
+    assert code == 0
+    assert "--html FILE" in out
+    assert "estimator compare llama-3.1-8b mistral-7b" in out

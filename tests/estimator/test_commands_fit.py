@@ -211,6 +211,14 @@ def test_the_guide_shows_what_the_command_prints(run):
     assert out.splitlines()[: len(shown)] == shown
 
 
+def test_help_teaches_by_examples(run):
+    """Every budget is there with an example, and so is the default of what is kept free."""
+    code, out, _ = run("--help")
+    assert code == 0
+    for shown in ("--max-latency", "such as 50ms", "--reserve SHARE", "(10%)", "estimator fit --space decoder-small"):
+        assert shown in out
+
+
 def test_fit_of_a_model_loads_no_numpy():
     """A single model needs no arrays, so the command starts fast."""
     program = (
