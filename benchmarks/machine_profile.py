@@ -3,7 +3,7 @@
 Probes the machine as `estimator calibrate` does, and again until others leave it alone or the attempts are used up.
 Then measures decoders from 0.2 to 60 million parameters, prefill of 128 tokens and a decode step after them, and
 compares: predicted over measured, and whether the predicted interval holds what was measured. The measured times are
-paired with the yardsticks' quiet times (docs/measuring.md); rows marked noisy are shown and left out of the sums.
+paired with the yardsticks' quiet times (docs/measuring.md); sums are over all rows, and over those not marked noisy.
 
 The fractions in estimator/calibrating/machine.py are chosen so that the geometric mean of the ratios is near 1 by what
 binds; `fractions` in the result says which ones this run would choose.
@@ -54,7 +54,7 @@ def main() -> None:
         "achievable": asdict(machine_achievable(probes)),
         "plan": asdict(plan),
         "rows": rows,
-        "summary": summary(rows),
+        "summary": {"all": summary(rows), "not noisy": summary([row for row in rows if not is_noisy(row)])},
         "fractions": fitting_fractions(rows, probes),
     }
     (RESULTS / "machine_profile.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -105,20 +105,22 @@ def rows_of(config: TransformerConfig, probes: tuple[Probe, ...], plan: Measurem
     return rows
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over what was not noisy: rows, mean absolute error, geometric mean and extremes of the ratio, share inside."""
-    ratios = [row["ratio"] for row in rows if row["measured"]["verdict"] != "noisy"]
-    inside = [row["is_inside"] for row in rows if row["measured"]["verdict"] != "noisy"]
+def is_noisy(row: dict[str, Any]) -> bool:
+    return bool(row["measured"]["verdict"] == "noisy")
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Number of rows, mean absolute error, geometric mean and extremes of the ratio, share inside the interval."""
+    ratios = [row["ratio"] for row in rows]
     if not ratios:
-        return {"rows": 0, "noisy": len(rows)}
+        return {"rows": 0}
     return {
         "rows": len(ratios),
-        "noisy": len(rows) - len(ratios),
         "mean_absolute_error": statistics.fmean(abs(ratio - 1) for ratio in ratios),
         "geometric_mean_ratio": statistics.geometric_mean(ratios),
         "lowest_ratio": min(ratios),
         "highest_ratio": max(ratios),
-        "inside": statistics.fmean(inside),
+        "inside": statistics.fmean(row["is_inside"] for row in rows),
     }
 
 
@@ -130,7 +132,7 @@ def fitting_fractions(rows: list[dict[str, Any]], probes: tuple[Probe, ...]) -> 
             math.log((row["predicted"]["value"] - row["overhead_s"]) / work_s)
             for row in rows
             if row["fraction"] == name
-            and row["measured"]["verdict"] != "noisy"
+            and not is_noisy(row)
             and (work_s := row["measured"]["normalised_s"] - row["overhead_s"]) > 0
         ]
         if logs:
@@ -139,7 +141,7 @@ def fitting_fractions(rows: list[dict[str, Any]], probes: tuple[Probe, ...]) -> 
 
 
 def as_page(document: dict[str, Any]) -> str:
-    device, total = document["device"], document["summary"]
+    device = document["device"]
     lines = [
         f"`python benchmarks/machine_profile.py` on {device['cpu_model']}, {device['num_threads']} threads, "
         f"ONNX Runtime {device['onnxruntime_version']}, {device['system']}; load {document['load']['before']:.1f} "
@@ -159,8 +161,10 @@ def as_page(document: dict[str, Any]) -> str:
         "|---:|---|---:|---|---:|---|---:|---|",
         *map(as_line, document["rows"]),
         "",
-        "Over what was not noisy: "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in total.items()),
+        *(
+            f"{name}: " + ", ".join(f"{word.replace('_', ' ')} {value:.3g}" for word, value in total.items()) + "  "
+            for name, total in document["summary"].items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from estimator.devices import DEVICE_KINDS, NUMBERS, Device, get_device, load_devices
+from estimator.calibrating.profiles import find_device
+from estimator.devices import DEVICE_KINDS, NUMBERS, Device, load_devices
 from estimator.display import print_json, shorten
 
 __all__ = ["add_parser", "run"]
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         UnknownDeviceError: no device has that name.
     """
     if args.name is not None:
-        device = get_device(args.name)
+        device, _ = find_device(args.name)
         if args.json:
             print_json(device.to_dict())
         else:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from estimator.calibrating.profiles import find_device
 from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
 from estimator.comparing import Row, compared_rows, figures_of, fits_word, show_figure
-from estimator.devices import get_device
 from estimator.display import print_json, shorten
 from estimator.errors import EstimatorError, InputError
 from estimator.readers.source import read_source
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.sources) < 2:
         raise InputError(f"compare needs at least two sources; for one: estimator size {args.sources[0]}")
     if args.device is not None:
-        get_device(args.device)  # an unknown device is one error, not one of each source
+        find_device(args.device)  # an unknown device is one error, not one of each source
     sized, errors = _size_all(args)
     for source, reason in errors.items():
         print(f"estimator: {source}: {reason}", file=sys.stderr)

@@ -117,6 +117,9 @@ def test_this_machine_becomes_a_device(capsys, probed):
     assert "100 GFLOP/s" in out
     assert "next: estimator size gpt2 --device this-machine" in err
     assert prefill(capsys, "This Machine")["origin"] == "predicted"
+    assert document(capsys, "devices", "this-machine")["peak_flops_per_s"] == {"fp32": 1e11, "int8": 3e11}
+    assert "estimator calibrate" in run(capsys, "devices", "this-machine")[1]
+    assert run(capsys, "compare", "gpt2", "gpt2-medium", "--device", "this-machine")[0] == 0
     assert run(capsys, "calibrate", "--forget")[:2] == (0, "the calibration of this-machine is gone\n")
     assert run(capsys, *SIZE, "--device", "this-machine")[0] == 3
 
