@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, distributions
 
 from estimator.errors import InputError
 from estimator.space_fitting.candidates import CandidateSpace
@@ -19,7 +19,7 @@ def find_space(name: str) -> CandidateSpace:
         InputError: no package offers spaces, or none knows this one; says what would be right.
     """
     refusals = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in _offers():
         try:
             space: CandidateSpace = entry.load()(name)
         except InputError as error:
@@ -29,3 +29,9 @@ def find_space(name: str) -> CandidateSpace:
     if refusals:
         raise refusals[0]
     raise InputError(f"no installed package offers search spaces (entry point {GROUP}); install archfront again")
+
+
+def _offers() -> list[EntryPoint]:
+    """Every entry point of the group, also of a package whose older metadata lies before it on the path."""
+    found = {entry for package in distributions() for entry in package.entry_points.select(group=GROUP)}
+    return sorted(found, key=lambda entry: entry.name)
