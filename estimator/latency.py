@@ -180,9 +180,11 @@ def _phase(
     bandwidth_s = bytes_moved / (bandwidth * achievable.bandwidth_fraction)
     fraction = computing_rate(workload, device)[1] if compute_s >= bandwidth_s else "bandwidth_fraction"
     value, spread = max(compute_s, bandwidth_s) + overhead_s, achievable.spread_of(fraction)
+    # rates that were measured here, perhaps beside other work, bound nothing: caches and a quieter machine beat them
+    fastest_s = bound_s if device.origin == "published" else 0.0
     figure = Figure(
         value=value,
-        low=max(min(bound_s, value), value / spread),
+        low=max(min(fastest_s, value), value / spread),
         high=value * spread,
         origin=achievable.origin_of(fraction),
     )

@@ -119,15 +119,14 @@ def _quiet_times(num_threads: int) -> dict[str, float]:
 
 
 def machine_device(probes: tuple[Probe, ...]) -> Device:
-    """This machine as a device, with the rates of its fastest probe."""
-    host = host_fingerprint()
-    best = max(probes, key=lambda probe: probe.fp32_flops_per_s)
+    """This machine as a device, with the best rate of each kind: more threads are never slower on a quiet machine."""
+    host, num_threads = host_fingerprint(), max(probe.num_threads for probe in probes)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()[:7]
     source = Source(title=f"estimator calibrate, {host.onnxruntime_version}", url="", date=today)
     numbers = ("num_cores", "memory_bytes", "memory_bandwidth_bytes_per_s", "peak_flops_per_s")
     return Device(
         name=THIS_MACHINE,
-        label=f"this machine: {host.cpu_model or host.architecture}, {best.num_threads} threads",
+        label=f"this machine: {host.cpu_model or host.architecture}, {num_threads} threads",
         kind="cpu",
         family=THIS_MACHINE,
         segment="server",
@@ -135,10 +134,13 @@ def machine_device(probes: tuple[Probe, ...]) -> Device:
         clock_hz=None,
         instruction_set=" ".join(host.instruction_sets) or None,
         memory_bytes=host.memory_bytes,
-        memory_bandwidth_bytes_per_s=best.bandwidth_bytes_per_s,
+        memory_bandwidth_bytes_per_s=max(probe.bandwidth_bytes_per_s for probe in probes),
         l2_cache_bytes=None,
         l3_cache_bytes=None,
-        peak_flops_per_s={"fp32": best.fp32_flops_per_s, "int8": best.int8_flops_per_s},
+        peak_flops_per_s={
+            "fp32": max(probe.fp32_flops_per_s for probe in probes),
+            "int8": max(probe.int8_flops_per_s for probe in probes),
+        },
         tdp_w=None,
         price_usd=None,
         note="rates are those that ONNX Runtime reached" + (_BUSY_NOTE if is_busy(probes) else ""),
@@ -153,7 +155,6 @@ def machine_achievable(probes: tuple[Probe, ...]) -> Achievable:
     Rates from a busy machine are lower bounds, and the interval is wider.
     """
     spread = _SPREAD * (_BUSY_SPREAD if is_busy(probes) else 1.0)
-    best = max(probes, key=lambda probe: probe.fp32_flops_per_s)
     return Achievable(
         name=THIS_MACHINE,
         fp32_fraction=_COMPUTE_FRACTION,
@@ -162,7 +163,7 @@ def machine_achievable(probes: tuple[Probe, ...]) -> Achievable:
         spread=spread,
         origin="predicted",
         source="rates measured by `estimator calibrate`; fractions of them by benchmarks/machine_profile.py",
-        operator_s=best.operator_s,
+        operator_s=min(probe.operator_s for probe in probes),
         learnt=FRACTIONS,
         learnt_spread=spread,
     )

@@ -35,6 +35,15 @@ QUIET = Probe(
     others_share=0.0,
 )
 
+SMALL = TransformerConfig(
+    vocab_size=100,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=128,
+    max_position_embeddings=256,
+)
+
 
 def probe(**changes):
     return Probe(**{name: changes.get(name, getattr(QUIET, name)) for name in QUIET.__slots__})
@@ -137,8 +146,8 @@ def test_provisional_quiet_times_correct_nothing(monkeypatch, tmp_path):
 
 
 def test_the_machine_is_a_device_with_measured_rates():
-    """The fastest probe's rates, each with its source; JSON as any device's."""
-    fast = probe(num_threads=4, fp32_flops_per_s=4e11, bandwidth_bytes_per_s=2e10)
+    """The best rate of each kind with its source; JSON as any device's."""
+    fast = probe(num_threads=4, fp32_flops_per_s=4e11, int8_flops_per_s=2e11, bandwidth_bytes_per_s=2e10)
     device = machine_device((QUIET, fast))
     assert (device.name, device.kind, device.origin) == ("this-machine", "cpu", "measured")
     assert device.peak_flops_per_s == {"fp32": 4e11, "int8": 3e11}
@@ -159,17 +168,15 @@ def test_a_busy_machine_says_so():
 
 def test_times_are_predicted_from_the_profile():
     """A step reads its weights at the measured bandwidth, and every operator takes its time."""
-    config = TransformerConfig(
-        vocab_size=100,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=256,
-    )
     device, achievable = machine_device((QUIET,)), machine_achievable((QUIET,))
-    phase = estimate_latency(config, Workload(), device, achievable).decode_s_per_token
-    operators = count_operators(decode_runs(network_of(config), Workload()))
+    phase = estimate_latency(SMALL, Workload(), device, achievable).decode_s_per_token
+    operators = count_operators(decode_runs(network_of(SMALL), Workload()))
     moved_s = phase.bytes_moved / (1e10 * achievable.bandwidth_fraction)
     assert phase.time_s.value == pytest.approx(moved_s + 1e-6 * operators)
     assert phase.time_s.origin == "predicted"
+
+
+def test_measured_rates_bound_no_interval():
+    """A quieter machine beats them: the interval reaches as far down as up."""
+    time = estimate_latency(SMALL, Workload(), machine_device((QUIET,)), machine_achievable((QUIET,))).prefill_s.time_s
+    assert time.value / time.low == pytest.approx(time.high / time.value)
