@@ -45,6 +45,9 @@ _MODULES = (
     "multimodal_families",
     "audio_language",
     "encoder_kin",
+    "odd_decoders",
+    "vision_kin",
+    "multimodal_kin",
 )
 
 

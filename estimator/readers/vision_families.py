@@ -133,6 +133,7 @@ VISION: Mapping[str, Vision] = {
     ),
     "clip_vision_model": _CLIP,
     "metaclip_2_vision_model": _CLIP,
+    **{f"{name}_vision_model": _CLIP for name in ("altclip", "chinese_clip", "git", "kosmos_2")},
     "siglip_vision_model": _SIGLIP,
     "beit": replace(
         _BEIT,
