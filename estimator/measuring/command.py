@@ -14,16 +14,19 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from estimator.config import TransformerConfig
 from estimator.errors import InputError, StorageFullError
 from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
 from estimator.measuring.runner import measure
-from estimator.memory import count_weight_bytes, estimate_memory
+from estimator.memory import estimate_memory
 from estimator.ort_session import PROVIDERS, provider_name
-from estimator.weight_types import BUILD_DTYPES
+from estimator.weight_types import BUILD_DTYPES, stored_weight_bytes, weight_dtypes
 from estimator.workload import Workload
+
+if TYPE_CHECKING:
+    from estimator.onnx_builder import OnnxArtifact
 
 __all__ = ["add_parser", "run"]
 
@@ -45,6 +48,7 @@ class _Subject:
     path: Path
     config: TransformerConfig
     weight_dtype: str
+    weight_bytes: int
 
 
 def add_parser(commands: Any) -> None:
@@ -98,13 +102,13 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             prompt_length=args.sequence_length,
             generated_length=args.generate,
-            weight_dtype=subject.weight_dtype,
+            weight_dtype=subject.weight_dtype.partition("-")[0],
         )
         _talk("measuring in a child process ...")
         measurement = measure(subject.path, workload, plan=plan, provider=args.provider)
-    predicted = estimate_memory(subject.config, workload).total_bytes
+    predicted = estimate_memory(subject.config, workload, stored_bytes=subject.weight_bytes).total_bytes
     if args.json:
-        json.dump(_document(measurement, predicted), sys.stdout, indent=2)
+        json.dump(_document(measurement, subject.weight_dtype, predicted), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
         sys.stdout.write(_table(measurement, predicted))
@@ -127,25 +131,37 @@ def _tidy_end() -> Iterator[None]:
 
 
 def _subject(args: argparse.Namespace, folder: Path) -> _Subject:
-    from estimator.onnx_builder import build_onnx, read_artifact, read_config
+    from estimator.onnx_builder import build_onnx, read_artifact
     from estimator.readers.source import read_source
 
     if args.source.endswith(".onnx"):
         path = Path(args.source)
-        dtype = read_artifact(path).weight_dtype
-        if args.weight_dtype not in (None, dtype):
-            raise InputError(f"{path} has {dtype} weights; leave --weight-dtype out")
-        return _Subject(path=path, config=read_config(path), weight_dtype=dtype)
+        artifact = read_artifact(path)
+        if args.weight_dtype not in (None, artifact.weight_dtype):
+            raise InputError(f"{path} has {artifact.weight_dtype} weights; leave --weight-dtype out")
+        return _subject_of(artifact)
     config = read_source(args.source).config
     weight_dtype = args.weight_dtype or "fp32"
-    _check_space(config, Workload(weight_dtype=weight_dtype), folder)
+    _check_space(stored_weight_bytes(config, weight_dtypes(config, weight_dtype)), folder)
     _talk(f"building {args.source} as ONNX with random weights ...")
-    artifact = build_onnx(config, path=folder / "model.onnx", weight_dtype=weight_dtype, provider=args.provider)
-    return _Subject(path=artifact.path, config=config, weight_dtype=weight_dtype)
+    return _subject_of(
+        build_onnx(config, path=folder / "model.onnx", weight_dtype=weight_dtype, provider=args.provider)
+    )
 
 
-def _check_space(config: TransformerConfig, workload: Workload, folder: Path) -> None:
-    needed, free = count_weight_bytes(config, workload), shutil.disk_usage(folder).free
+def _subject_of(artifact: OnnxArtifact) -> _Subject:
+    from estimator.onnx_builder import read_config
+
+    return _Subject(
+        path=artifact.path,
+        config=read_config(artifact.path),
+        weight_dtype=artifact.weight_dtype,
+        weight_bytes=artifact.weight_bytes,
+    )
+
+
+def _check_space(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageFullError(
             f"the ONNX file takes {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; "
@@ -153,7 +169,7 @@ def _check_space(config: TransformerConfig, workload: Workload, folder: Path) ->
         )
 
 
-def _document(measurement: Measurement, predicted_bytes: int) -> dict[str, Any]:
+def _document(measurement: Measurement, weight_dtype: str, predicted_bytes: int) -> dict[str, Any]:
     """The JSON of `estimator measure --json`; its keys are a contract."""
     whole = measurement.to_dict()
     return {
@@ -165,7 +181,11 @@ def _document(measurement: Measurement, predicted_bytes: int) -> dict[str, Any]:
         "workload": whole["workload"],
         "device": whole["device"] | {"hash": measurement.device.hash},
         "protocol": whole["plan"],
-        "artifact": {"sha256": measurement.artifact_sha256, "file_bytes": measurement.file_bytes},
+        "artifact": {
+            "sha256": measurement.artifact_sha256,
+            "file_bytes": measurement.file_bytes,
+            "weight_dtype": weight_dtype,
+        },
         "origins": {
             "prefill": "measured",
             "decode": "measured",

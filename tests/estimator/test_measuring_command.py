@@ -55,11 +55,12 @@ def test_json_has_the_keys_of_the_contract(config_file: Path, capsys: pytest.Cap
 
 def test_file_of_ours_is_measured_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An .onnx file keeps its sha256, and its weight type need not be said."""
-    artifact = build_onnx(CONFIG, path=tmp_path / "model.onnx", weight_dtype="int8")
+    artifact = build_onnx(CONFIG, path=tmp_path / "model.onnx", weight_dtype="int4-g128-zp")
     assert main(["measure", str(artifact.path), *QUICK, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["artifact"] == {"sha256": artifact.sha256, "file_bytes": artifact.file_bytes}
-    assert document["workload"]["weight_dtype"] == "int8"
+    facts = {"sha256": artifact.sha256, "file_bytes": artifact.file_bytes, "weight_dtype": "int4-g128-zp"}
+    assert document["artifact"] == facts
+    assert document["workload"]["weight_dtype"] == "int4"
 
 
 def test_table_shows_both_phases_and_the_next_step(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
