@@ -125,6 +125,10 @@ class Fields:
         if name in self._values:
             self._values[own] = self._values.pop(name)
 
+    def set(self, name: str, value: Any) -> None:
+        """Takes another value for the field, as the class of a whole model does for one of its parts."""
+        self._values[self.data.attribute_map.get(name, name)] = value
+
     def ignore(self, *names: str) -> None:
         """Marks fields as seen that the family's classes do not read."""
         self._read.update(self.data.attribute_map.get(name, name) for name in names)

@@ -133,8 +133,9 @@ def _gemma4_sizes(fields: Fields, index: int, is_full: bool) -> dict[str, int]:
     own = {name: fields.size(name) for name in ("head_dim", "num_key_value_heads")}
     given = fields.raw("per_layer_config")
     if given is not None:
-        known = isinstance(given, dict) and given.keys() <= {str(number) for number in range(fields.layers())}
-        layer = given.get(str(index), {}) if known else None
+        known = isinstance(given, dict) and all(isinstance(key, str) and key.isdecimal() for key in given)
+        numbered = {int(key): value for key, value in given.items()} if known else {}  # "05" as well as "5"
+        layer = numbered.get(index, {}) if known and max(numbered, default=0) < fields.layers() else None
         if not isinstance(layer, dict) or not all(
             name in own and type(v) is int and v > 0 for name, v in layer.items()
         ):

@@ -48,6 +48,7 @@ _MODULES = (
     "odd_decoders",
     "vision_kin",
     "multimodal_kin",
+    "gemma4_models",
 )
 
 
