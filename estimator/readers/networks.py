@@ -49,6 +49,7 @@ _MODULES = (
     "vision_kin",
     "multimodal_kin",
     "gemma4_models",
+    "looping_decoders",
 )
 
 
