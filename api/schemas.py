@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from estimator.workload import FLOAT_DTYPES, WEIGHT_DTYPES, Workload
+from estimator.workload import (
+    ATTENTIONS,
+    FLOAT_DTYPES,
+    KV_DTYPES,
+    KV_SCALES,
+    LOGITS,
+    RUNTIME_NAMES,
+    WEIGHT_DTYPES,
+    Workload,
+)
 from nas.objectives import OBJECTIVES, parse_constraint
 from nas.space import PRESETS
 from nas.spec import DEVICES, EVALUATORS, SAMPLERS, QualitySettings, StudySpec
@@ -87,7 +96,7 @@ DataPath = Annotated[str, AfterValidator(_check_data)]
 StudyName = Annotated[str, AfterValidator(_check_addressable)]
 WeightType = Annotated[str, *_choice(*WEIGHT_DTYPES)]
 FloatType = Annotated[str, *_choice(*FLOAT_DTYPES)]
-CacheType = Annotated[str, *_choice(*FLOAT_DTYPES, "int8")]
+CacheType = Annotated[str, *_choice(*KV_DTYPES)]
 
 
 class ConstraintRequest(_Request):
@@ -208,8 +217,24 @@ class EstimateRequest(_Request):
     batch_size: Size = _WORKLOAD["batch_size"]
     prompt_length: Size = _WORKLOAD["prompt_length"]
     generated_length: Count = _WORKLOAD["generated_length"]
-    weight_dtype: WeightType | None = Field(None, description="the config's own when left out, else fp32")
+    weight_dtype: WeightType | None = Field(
+        None, description="as the checkpoint stores them, by its config, when left out, else fp32"
+    )
+    group_size: str | None = Field(
+        None, max_length=20, description="weights that share a scale: a number of inputs, channel, tensor, or 128x128"
+    )
+    zero_points: bool = Field(False, description="int8 and int4 weights have them")
     kv_cache_dtype: CacheType | None = Field(None, description="that of the activations when left out")
+    kv_scales: Annotated[str, *_choice(*KV_SCALES)] | None = Field(
+        None, description="a scale for each head, or for each token of it: of fp8 head when left out, else token"
+    )
+    runtime: Annotated[str, *_choice(*RUNTIME_NAMES)] | None = Field(
+        None, description="onnxruntime-cpu when left out, and pytorch-cuda on an NVIDIA GPU"
+    )
+    attention: Annotated[str, *_choice(*ATTENTIONS)] | None = Field(
+        None, description="fused stores no scores; as the runtime has it when left out"
+    )
+    logits: Annotated[str, *_choice(*LOGITS)] = Field("all", description="of all positions of a prompt, or the last")
     device: str | None = Field(None, max_length=100, description="a name from `estimator devices`", examples=["t4"])
 
     @model_validator(mode="after")

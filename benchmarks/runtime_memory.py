@@ -1,4 +1,4 @@
-"""How much memory does ONNX Runtime add on a CPU? The measurement behind the runtime model of estimator/memory.py.
+"""How much memory does ONNX Runtime add on a CPU? The measurement behind the runtime model of estimator/runtimes.py.
 
     python benchmarks/runtime_memory.py
 
@@ -20,9 +20,10 @@ import tempfile
 from pathlib import Path
 
 from estimator.config import TransformerConfig
-from estimator.memory import RUNTIME_BASE_BYTES, estimate_memory
+from estimator.memory import estimate_memory
 from estimator.onnx_builder import build_onnx
 from estimator.readers.source import read_source
+from estimator.runtimes import RUNTIME_BASE_BYTES
 from estimator.workload import Workload
 
 RESULTS = Path(__file__).parent / "results"

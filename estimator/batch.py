@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from estimator.config import PER_LAYER_FIELDS, Layer, TransformerConfig
 from estimator.errors import ConfigError, InputError
 from estimator.flops import block_flops
-from estimator.memory import block_moment, end_moment, runtime_bytes, weight_bytes
+from estimator.memory import block_moment, cache_bytes, cached_vectors, end_moment, score_copies, weight_bytes
 from estimator.network import Block
+from estimator.runtimes import Runtime, resolve_runtime, runtime_bytes
 from estimator.sizing import estimate
 from estimator.weights import embedding_blocks, layer_blocks, output_blocks
 from estimator.workload import DTYPE_BYTES, Workload
@@ -220,8 +221,8 @@ def _check_range(table: Columns, workload: Workload) -> None:
         embedding_norm=True,
     )
     bound = estimate(widest, workload)
-    # an encoder's head has one more matrix than a decoder's, hence the factor 2
-    if 2 * max(bound.compute.prefill_flops, bound.memory.total_bytes) >= 2**63:
+    # an encoder's head has one more matrix than a decoder's, hence the factor 2; shares are computed in percent
+    if 2 * max(bound.compute.prefill_flops, 100 * bound.memory.total_bytes) >= 2**63:
         raise InputError("the sizes are too large to be counted in 64 bits; estimate such configs one by one")
 
 
@@ -264,21 +265,66 @@ def _estimate_group(table: Columns, workload: Workload) -> dict[str, Ints]:
     sums["prefill_flops"] += _over(times, _flops(blocks, batch_size * length, length))
     if config.is_causal:
         kept, keys = _kept(layer, workload.context_length), _kept(layer, workload.context_length + 1)
-        cached = sum(block.attention.cached_elements for block in blocks if block.attention is not None)
-        elements = batch_size * _over(times, kept * cached)
-        sums["kv_cache_bytes"] += elements * int(DTYPE_BYTES[workload.kv_cache_dtype])
+        sums["kv_cache_bytes"] += _cache(blocks, kept, times, workload)
         sums["decode_flops_per_token"] += _over(times, _flops(blocks, 1, keys))
-    logits_width = cast(Any, config.vocab_size) if config.head in ("causal_lm", "masked_lm") else 0
-    live = np.asarray(end_moment(cast(Any, config.hidden_size), logits_width, length).count_elements())
-    for part in ("attention", "feed_forward"):
-        moments = (block_moment(block, length, length, scores_stored=True) for block in blocks if block.part == part)
-        live = live + np.max(runs * sum(moment.count_elements() for moment in moments), axis=1)
-    activation_bytes = batch_size * int(DTYPE_BYTES[workload.activation_dtype])
-    weights_sum, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
-    result_width = logits_width if config.head in ("causal_lm", "masked_lm") else cast(Any, config.hidden_size)
-    runtime = runtime_bytes(weights_sum, activation_bytes * length * result_width + kv_cache)
-    sums["total_bytes"] = weights_sum + kv_cache + activation_bytes * live + runtime
+    sums["total_bytes"] = _total_bytes(config, layer, blocks, runs, sums, workload)
     return sums
+
+
+def _cache(blocks: list[Block], kept: Any, times: NDArray[Any], workload: Workload) -> Ints:
+    """Bytes of the key-value cache: `cache_bytes` of what each layer keeps."""
+    cached = sum(block.attention.cached_elements for block in blocks if block.attention is not None)
+    elements, heads, vectors = _over(times, kept * cached), cast(Any, 0), cast(Any, 0)
+    if workload.cache_scales is not None:
+        per_token = sum(cached_vectors(block) for block in blocks)
+        heads, vectors = _over(times, per_token), _over(times, kept * per_token)
+    return cast(Ints, cache_bytes(workload, cast(Any, elements), vectors, heads))
+
+
+def _total_bytes(
+    config: TransformerConfig,
+    layer: Layer,
+    blocks: list[Block],
+    runs: NDArray[np.bool_],
+    sums: Mapping[str, Ints],
+    workload: Workload,
+) -> Ints:
+    """Weights, cache, activations and runtime, as `estimate_memory` adds them up without a device."""
+    runtime, length = resolve_runtime(workload.runtime, None), workload.prompt_length
+    assert runtime is not None
+    copies, has_logits = score_copies(workload, runtime), config.head in ("causal_lm", "masked_lm")
+    width = cast(Any, config.vocab_size) if has_logits else 0
+    num_logits = _logits_rows(config, workload) * width
+    hidden = cast(Any, config.hidden_size)
+
+    def moments(num_rows: int, num_keys: Any, logits: Any) -> tuple[Ints, Ints]:
+        widths = [_widest(blocks, part, runs, num_rows, num_keys, copies) for part in ("attention", "feed_forward")]
+        return _live([*widths, np.asarray(end_moment(hidden, num_rows, logits).count_elements())], runtime)
+
+    live, spare = moments(length, length, num_logits)
+    if config.is_causal and copies:  # without scores no step is wider than the prompt
+        live = np.maximum(live, moments(1, _kept(layer, workload.context_length + 1), width)[0])
+    size = workload.batch_size * int(DTYPE_BYTES[workload.activation_dtype])
+    weights, kv_cache = cast(Any, sums["weights_bytes"]), cast(Any, sums["kv_cache_bytes"])
+    outputs = size * (num_logits if has_logits else length * hidden) + kv_cache
+    extra = runtime_bytes(
+        runtime, None, weights_bytes=weights, outputs_bytes=outputs, spare_bytes=size * cast(Any, spare)
+    )
+    return cast(Ints, weights + kv_cache + size * live + extra.value)
+
+
+def _widest(blocks: list[Block], part: str, runs: NDArray[np.bool_], num_rows: int, num_keys: Any, copies: int) -> Ints:
+    found = (block_moment(block, num_rows, num_keys, score_copies=copies) for block in blocks if block.part == part)
+    return cast(Ints, np.max(runs * sum(moment.count_elements() for moment in found), axis=1))
+
+
+def _live(widths: list[Any], runtime: Runtime) -> tuple[Ints, Ints]:
+    """`live_elements` for columns of widths."""
+    total = widths[0] + widths[1] + widths[2]
+    if not runtime.reuses_activations:
+        return total, np.zeros_like(total)
+    most = np.maximum(np.maximum(widths[0], widths[1]), widths[2])
+    return most, total - most
 
 
 def _flops(blocks: list[Block], num_rows: int, num_keys: int) -> Any:
@@ -324,9 +370,14 @@ def _outside_layers(config: TransformerConfig, workload: Workload) -> dict[str, 
         "params": zero + sum(math.prod(weight.shape) for weight in weights),
         "weights_bytes": zero + sum(weight_bytes(weight, workload) for weight in weights),
         "kv_cache_bytes": zero + 0,
-        "prefill_flops": zero + head_flops(workload.batch_size, workload.prompt_length),
+        "prefill_flops": zero + head_flops(workload.batch_size, _logits_rows(config, workload)),
         "decode_flops_per_token": zero + (head_flops(1, 1) if config.is_causal else 0),
     }
+
+
+def _logits_rows(config: TransformerConfig, workload: Workload) -> int:
+    """`logits_rows` for a group of configs."""
+    return 1 if workload.logits == "last" and config.is_causal else workload.prompt_length
 
 
 def _kept(layer: Layer, num_tokens: int) -> int:

@@ -19,6 +19,7 @@ from estimator.fitting import (
     why_unknown,
 )
 from estimator.memory import count_weight_bytes
+from estimator.runtimes import runs_on
 from estimator.sharding import shard_network, widest_split
 
 __all__ = ["find_devices", "fit_num_devices"]
@@ -54,9 +55,10 @@ def find_devices(
 ) -> Iterator[tuple[Device, Demand]]:
     """The devices that hold the request within the limits, from the smallest memory; of equal ones the cheaper first.
 
-    `calibrated` says what a device sustains where that was measured. A processor that is sold without memory is none.
+    `calibrated` says what a device sustains where that was measured. A processor that is sold without memory is none,
+    and neither is one on which the workload's runtime does not run.
     """
-    known = [device for device in devices.values() if device.memory_bytes is not None]
+    known = [d for d in devices.values() if d.memory_bytes is not None and runs_on(request.workload, d)]
     known.sort(key=lambda device: (device.memory_bytes, device.price_usd or float("inf"), device.name))
     for device in known:
         own = replace(limits, device=device, achievable=calibrated(device.name) if limits.has_time else None)

@@ -7,31 +7,13 @@ from dataclasses import dataclass
 
 from estimator.achievable import Achievable
 from estimator.explain_flops import explain_compute
-from estimator.explain_terms import Row, plus, product, shapes_sum, terms_sum
+from estimator.explain_memory import explain_memory, explain_weights
+from estimator.explain_terms import Row, plus, shapes_sum, terms_sum
 from estimator.latency import count_operators, sustained_rate
-from estimator.memory import (
-    INT4_BLOCK,
-    INT4_SCALE_BYTES,
-    INT8_SCALE_BYTES,
-    RUNTIME_BASE_BYTES,
-    RUNTIME_WEIGHTS_PERCENT,
-    Moment,
-    count_kv_cache_bytes,
-    output_elements,
-    widest_moments,
-)
-from estimator.network import Network, Weight, stored_weights
-from estimator.phases import (
-    BlockRun,
-    cached_tokens,
-    decode_runs,
-    prefill_runs,
-    running_stacks,
-    source_tokens,
-    stack_rows,
-)
+from estimator.memory import count_kv_cache_bytes
+from estimator.network import Network, stored_weights
+from estimator.phases import BlockRun, decode_runs, prefill_runs, stack_rows
 from estimator.sizing import Estimate
-from estimator.workload import DTYPE_BYTES
 
 __all__ = ["LEGEND", "Derivation", "derive"]
 
@@ -43,7 +25,6 @@ LEGEND = (
     "S rows of the encoder, C context tokens, W window"
 )
 _SHAPES_SOURCE = "config; shapes of estimator/blocks.py"
-_RUNTIME_SOURCE = "ONNX Runtime 1.32 on a CPU, measured by benchmarks/runtime_memory.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +44,9 @@ def derive(result: Estimate) -> tuple[Derivation, ...]:
 
     `params.by_layer` holds many figures under one name and is left out: the parts are sums over the same layers.
     """
-    rows = [*_params(result), _weights(result)]
+    rows = [*_params(result), explain_weights(result)]
     if not result.network.has_only_weights:
-        rows += [*_memory(result), *explain_compute(result), *_latency(result)]
+        rows += [*explain_memory(result), *explain_compute(result), *_latency(result)]
     origins = result.origins
     return tuple(
         Derivation(figure=figure, formula=formula, numbers=numbers, value=value, origin=origins[figure], source=source)
@@ -120,133 +101,6 @@ def _part_formula(network: Network, part: str) -> str:
         "head": "V·D untied, 0 tied, + D·D of a transform or pooler, + biases",
         "projector": "matrices in·out, + biases",
     }.get(part, "Σ copies · shape over the weights of the part")
-
-
-def _memory(result: Estimate) -> Iterator[Row]:
-    network, memory = result.network, result.memory
-    has_state = any(block.recurrence is not None for block in network.main.blocks)
-    if network.is_causal:
-        yield _kv_cache(result)
-        if has_state:
-            yield _state(result)
-    yield _activations(result)
-    total = {"weights": memory.weights_bytes, "KV cache": memory.kv_cache_bytes}
-    if network.is_causal and has_state:
-        total["state"] = memory.state_bytes
-    total["activations"] = memory.activations_bytes
-    if memory.runtime_bytes is not None:
-        total["runtime"] = memory.runtime_bytes
-        yield _runtime(result)
-    numbers = " + ".join(map(str, total.values()))
-    yield "memory.total_bytes", " + ".join(total), numbers, memory.total_bytes, "the figures above"
-
-
-def _weights(result: Estimate) -> Row:
-    workload, value = result.workload, result.memory.weights_bytes
-    if result.stored_bytes is not None:
-        formula = "bytes of the tensors in the file"
-        return "memory.weights_bytes", formula, f"{value}", value, "headers of the weight file"
-    if workload.weight_dtype in ("int8", "int4"):
-        formula, numbers = _quantized(result)
-    else:
-        formula = f"parameters · bytes of {workload.weight_dtype}"
-        numbers = f"{result.params.total} × {int(DTYPE_BYTES[workload.weight_dtype])}"
-    return "memory.weights_bytes", formula, numbers, value, _SHAPES_SOURCE
-
-
-def _quantized(result: Estimate) -> tuple[str, str]:
-    workload = result.workload
-    matrices: list[Weight] = [
-        weight for _, _, weight in stored_weights(result.network) if weight.role == "linear" and weight.quantized
-    ]
-    elements = sum(weight.num_elements for weight in matrices)
-    rest = f"{result.params.total - elements} × {int(DTYPE_BYTES[workload.activation_dtype])}"
-    if workload.weight_dtype == "int8":
-        channels = sum(weight.copies * weight.shape[0] for weight in matrices)
-        formula = f"quantised elements + output channels · {INT8_SCALE_BYTES} (fp32 scales)"
-        numbers = f"{elements} + {channels} × {INT8_SCALE_BYTES} + {rest}"
-    else:
-        blocks = sum(weight.copies * weight.shape[0] * -(-weight.shape[1] // INT4_BLOCK) for weight in matrices)
-        formula = f"blocks of {INT4_BLOCK} · ({INT4_BLOCK // 2} + {INT4_SCALE_BYTES} for an fp16 scale)"
-        numbers = f"{blocks} × ({INT4_BLOCK // 2} + {INT4_SCALE_BYTES}) + {rest}"
-    return f"{formula} + the rest · bytes of activations", numbers
-
-
-def _kv_cache(result: Estimate) -> Row:
-    network, workload = result.network, result.workload
-    tokens, source = cached_tokens(network, workload), source_tokens(network, workload)
-    attentions = [block.attention for block in network.main.blocks if block.attention is not None]
-    elements = terms_sum(
-        (source if attention.is_cross else attention.kept_tokens(tokens), attention.cached_elements)
-        for attention in attentions
-        if attention.cached_elements
-    )
-    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.kv_cache_dtype])} × ({elements})"
-    formula = f"B · bytes per element · Σ layers {_kept_formula(network)}"
-    return "memory.kv_cache_bytes", formula, numbers, result.memory.kv_cache_bytes, "config, workload"
-
-
-def _kept_formula(network: Network) -> str:
-    """What a layer keeps, with the kinds that the generating stack has."""
-    attentions = [block.attention for block in network.main.blocks if block.attention is not None]
-    own = [attention for attention in attentions if not attention.is_cross]
-    tokens = "min(C, W)" if any(attention.window is not None for attention in own) else "C"
-    names = (weight.name for block in network.main.blocks for weight in block.weights)
-    elements = "(c + r)" if any("kv_a_proj" in name for name in names) else "K·(H + h)"
-    cross = " + S·N·(H + h)" if len(own) < len(attentions) else ""
-    reused = ", 0 where it reads another's cache" if any(not attention.cached_elements for attention in own) else ""
-    return f"{tokens}·{elements}{cross}{reused}"
-
-
-def _state(result: Estimate) -> Row:
-    workload = result.workload
-    states = [block.recurrence for block in result.network.main.blocks if block.recurrence is not None]
-    size, fp32_size = (int(DTYPE_BYTES[dtype]) for dtype in (workload.activation_dtype, "fp32"))
-    kept = [(state.fp32_elements, fp32_size) for state in states if state.fp32_elements]
-    kept += [(state.state_elements - state.fp32_elements, size) for state in states]
-    numbers = f"{workload.batch_size} × ({terms_sum(kept)})"
-    formula = "B · Σ layers elements of the recurrent and convolution state · bytes (of activations, or fp32)"
-    return "memory.state_bytes", formula, numbers, result.memory.state_bytes, "config, workload"
-
-
-def _activations(result: Estimate) -> Row:
-    network, workload = result.network, result.workload
-    on_cpu = result.device is None or result.device.kind == "cpu"
-    formulas, terms = [], []
-    for stack in running_stacks(network, workload):
-        moments = widest_moments(network, stack, workload, scores_stored=on_cpu)
-        numbers = " + ".join(map(_moment, moments)) if on_cpu else f"max({', '.join(map(_moment, moments))})"
-        terms.append(f"{workload.num_images} × ({numbers})" if stack.optional else numbers)
-        formulas.append(f"{'I · ' if stack.optional else ''}{stack.name}")
-    scores = " + N·keys" if on_cpu else ""
-    moments_formula = f"rows·(live width of mixing{scores}), rows·live width of the rest, L·(D + V)"
-    formula = f"B · bytes · {'sum' if on_cpu else 'max'}({moments_formula}), each of the widest layer"
-    if len(terms) > 1:
-        formula += f"; the largest of {', '.join(formulas)}"
-    together = terms[0] if len(terms) == 1 else f"max({', '.join(terms)})"
-    numbers = f"{workload.batch_size} × {int(DTYPE_BYTES[workload.activation_dtype])} × ({together})"
-    return "memory.activations_bytes", formula, numbers, result.memory.activations_bytes, "docs/formulas.md"
-
-
-def _moment(moment: Moment) -> str:
-    if not moment.num_heads:
-        return product(moment.num_rows, moment.live_width)
-    return f"{moment.num_rows} × ({moment.live_width} + {moment.num_heads} × {moment.num_keys})"
-
-
-def _runtime(result: Estimate) -> Row:
-    network, memory, workload = result.network, result.memory, result.workload
-    assert memory.runtime_bytes is not None
-    outputs = output_elements(network, stack_rows(network, network.main, workload))
-    numbers = (
-        f"{RUNTIME_BASE_BYTES} + {memory.weights_bytes} × {RUNTIME_WEIGHTS_PERCENT} // 100"
-        f" + {product(workload.batch_size, int(DTYPE_BYTES[workload.activation_dtype]), outputs)}"
-        f" + {memory.kv_cache_bytes}"
-    )
-    result_width = "V" if network.logits_width else "D"
-    formula = f"{RUNTIME_BASE_BYTES / 1e6:g} MB + {RUNTIME_WEIGHTS_PERCENT / 100:g} · weights"
-    formula += f" + B · bytes · L·{result_width} + KV cache"
-    return "memory.runtime_bytes", formula, numbers, memory.runtime_bytes, _RUNTIME_SOURCE
 
 
 def _latency(result: Estimate) -> Iterator[Row]:

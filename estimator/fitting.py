@@ -41,10 +41,11 @@ __all__ = [
     "why_unknown",
 ]
 
-# A GPU's driver and runtime, the allocator's fragments, and on other machines the system. vLLM keeps as much free
+# The display, other processes and the allocator's fragments, and on a CPU the system. vLLM keeps as much free
 # (gpu_memory_utilization 0.9, docs.vllm.ai, engine arguments).
 DEFAULT_RESERVE = 0.1
 LONGEST = 2**31 - 1  # of a workload's batch size and lengths
+_SPECIAL_DTYPES = ("fp8", "nf4", "mxfp4")  # need a device or a library of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,12 +246,12 @@ def fit_weight_dtypes(requests: dict[str, Request], limits: Limits) -> dict[str,
 def best_weight_dtype(answers: dict[str, Answer], stored: str) -> str | None:
     """The most precise type that fits, but none wider than the stored one, which would gain nothing.
 
-    Of types as wide as each other the stored one goes first, then floats.
+    Of types as wide as each other the stored one goes first, then those that run anywhere.
     """
     fitting = [dtype for dtype, answer in answers.items() if answer.value is not None]
     useful = [dtype for dtype in fitting if DTYPE_BYTES[dtype] <= DTYPE_BYTES[stored]]
     order = list(answers)
-    ranked = sorted(useful, key=lambda d: (-DTYPE_BYTES[d], d != stored, d.startswith("int"), order.index(d)))
+    ranked = sorted(useful, key=lambda d: (-DTYPE_BYTES[d], d != stored, d in _SPECIAL_DTYPES, order.index(d)))
     return ranked[0] if ranked else None
 
 

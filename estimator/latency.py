@@ -143,7 +143,7 @@ def estimate_latency(
 
 
 def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -> float:
-    """FLOP/s that the device sustains for the workload's types; int4 weights are multiplied in the activations' type.
+    """FLOP/s that the device sustains for the workload's types; 4-bit weights are multiplied in the activations' type.
 
     A float type without a published rate runs in fp32, outside of matrix units.
     """
@@ -154,8 +154,9 @@ def sustained_rate(workload: Workload, device: Device, achievable: Achievable) -
 def computing_rate(workload: Workload, device: Device) -> tuple[float, str]:
     """The peak of what computes the workload, and the name of the fraction of it that is sustained."""
     rates = device.peak_flops_per_s
-    if workload.weight_dtype == "int8" and "int8" in rates:
-        return rates["int8"], "matrix_fraction"
+    weights = workload.weight_dtype.split("-")[0]
+    if weights in ("int8", "fp8") and weights in rates:
+        return rates[weights], "matrix_fraction"
     if workload.activation_dtype != "fp32" and workload.activation_dtype in rates:
         return rates[workload.activation_dtype], "matrix_fraction"
     return rates.get("fp32") or max(rates.values()), "fp32_fraction"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from estimator.memory import weight_bytes
 from estimator.network import Block, Weight
 from estimator.training_plan import PRECISIONS, LoraPlan
+from estimator.weight_formats import FORMATS
 from estimator.workload import Workload
 
 __all__ = ["adapters", "frozen_bytes", "is_target", "nf4_bytes"]
-
-# QLoRA: blocks of 64 weights share an absolute maximum, which is quantised to 8 bits in blocks of 256 that share an
-# fp32 one, after subtracting a mean. Source: arXiv:2305.14314, section 3, "double quantization".
-_NF4_BLOCK, _NF4_OUTER_BLOCK = 64, 256
 
 
 def is_target(block: Block, weight: Weight, targets: str) -> bool:
@@ -44,8 +40,6 @@ def frozen_bytes(weights: Iterable[Weight], plan: LoraPlan, precision: str) -> i
     per_weight = PRECISIONS[precision][0]
     if plan.base_dtype is None:
         return per_weight * sum(weight.num_elements for weight in weights)
-    if plan.base_dtype == "nf4":
-        return sum(nf4_bytes(w) if w.quantized and w.role == "linear" else per_weight * w.num_elements for w in weights)
     workload = Workload(weight_dtype=plan.base_dtype, activation_dtype="fp32" if per_weight == 4 else "bf16")
     return sum(weight_bytes(weight, workload) for weight in weights)
 
@@ -55,7 +49,4 @@ def nf4_bytes(weight: Weight) -> int:
 
     Ignores: the tables of levels, 64 bytes a matrix and 1 KiB in all.
     """
-    elements = math.prod(weight.shape)
-    blocks = -(-elements // _NF4_BLOCK)
-    outer = -(-blocks // _NF4_OUTER_BLOCK)
-    return weight.copies * (-(-elements // 2) + blocks + 4 * outer + 4) if weight.stored else 0
+    return weight.copies * FORMATS["nf4"].count_bytes(*weight.shape) if weight.stored else 0

@@ -14,6 +14,7 @@ __all__ = [
     "block_rows",
     "cached_tokens",
     "decode_runs",
+    "logits_rows",
     "longest_sequence",
     "prefill_runs",
     "running_stacks",
@@ -46,12 +47,14 @@ def prefill_runs(network: Network, workload: Workload) -> Iterator[BlockRun]:
         rows = stack_rows(network, stack, workload)
         source = source_tokens(network, workload)
         for _, block, owns_weights in stack.named_blocks():
+            is_head = stack is network.main and block.part == "head" and block.positions is None
+            own_rows = logits_rows(network, workload) if is_head else block_rows(block, rows, source)
             yield BlockRun(
                 stack=stack,
                 block=block,
                 owns_weights=owns_weights,
                 num_sequences=sequences,
-                num_rows=sequences * block_rows(block, rows, source),
+                num_rows=sequences * own_rows,
                 num_keys=block_keys(block, rows, source),
             )
 
@@ -90,6 +93,16 @@ def stack_rows(network: Network, stack: Stack, workload: Workload) -> int:
         return stack.length
     is_target = network.architecture == "encoder-decoder" and stack is network.main
     return 1 if is_target else workload.prompt_length
+
+
+def logits_rows(network: Network, workload: Workload) -> int:
+    """Rows of one sequence whose logits prefill computes: all, or the last where no more are asked for.
+
+    An encoder always computes all.
+    """
+    if workload.logits == "last" and network.is_causal:
+        return 1
+    return stack_rows(network, network.main, workload)
 
 
 def source_tokens(network: Network, workload: Workload) -> int:

@@ -12,6 +12,9 @@ from estimator.workload import Workload
 
 __all__ = ["count_read_bytes", "peak_rate"]
 
+# The rate at which products of a weight type may run, if activations are turned into it.
+_PRODUCT_TYPES = {"int8": "int8", "int4": "int8", "fp8": "fp8", "mxfp4": "fp4", "nvfp4": "fp4"}
+
 
 def count_read_bytes(runs: Iterable[BlockRun], workload: Workload) -> int:
     """Bytes of the weights that a pass reads: all but the tables in which it looks up single rows.
@@ -36,11 +39,10 @@ def _read_bytes(weight: Weight, run: BlockRun, workload: Workload) -> int:
 def peak_rate(workload: Workload, device: Device) -> float | None:
     """The published FLOP/s that binds the workload, or None.
 
-    int8 and int4 weights may be multiplied in int8, so the faster of that rate and the activation type's binds. A float
-    type for which no rate is published runs in fp32.
+    int8 and int4 weights may be multiplied in int8, fp8 in fp8 and 4-bit floats in fp4, so the faster of that rate and
+    the activation type's binds. A float type for which no rate is published runs in fp32.
     """
     rates = device.peak_flops_per_s
     rate = rates.get(workload.activation_dtype, rates.get("fp32"))
-    if workload.weight_dtype in ("int8", "int4") and "int8" in rates:
-        return rates["int8"] if rate is None else max(rate, rates["int8"])
-    return rate
+    faster = rates.get(_PRODUCT_TYPES.get(workload.weight_dtype.split("-")[0], ""))
+    return rate if faster is None else max(rate or 0.0, faster)

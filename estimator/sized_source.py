@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from estimator.calibrating.profiles import find_device
 from estimator.energy import estimate_energy
 from estimator.facility import facility_of
+from estimator.network import Network
+from estimator.readers.quantization_config import apply_quantization
 from estimator.readers.source import ModelSource
 from estimator.sizing import Estimate, estimate
+from estimator.weight_formats import weight_format
 from estimator.workload import FLOAT_DTYPES, Workload
 
-__all__ = ["size_document", "size_source"]
+__all__ = ["SizedRequest", "request_of", "size_document", "size_source"]
 
 
-def size_source(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizedRequest:
+    """A model and what it is asked to do, before a device is known.
+
+    `network` has the weights marked that a quantised checkpoint leaves as they are. `stored_bytes` are those of the
+    weights as a file holds them, None where the workload's type counts.
+    """
+
+    network: Network
+    workload: Workload
+    stored_bytes: int | None
+    warnings: tuple[str, ...]
+
+
+def request_of(
     source: ModelSource,
     *,
     batch_size: int,
@@ -23,21 +40,31 @@ def size_source(
     generated_length: int,
     num_images: int = 0,
     weight_dtype: str | None = None,
+    group_size: str | None = None,
+    zero_points: bool = False,
     kv_cache_dtype: str | None = None,
-    device: str | None = None,
-) -> Estimate:
-    """What the model needs, under its own name and with the reader's warnings.
+    kv_scales: str | None = None,
+    attention: str | None = None,
+    logits: str = "all",
+    runtime: str | None = None,
+) -> SizedRequest:
+    """The workload that is meant for a model.
 
-    Weights are in the given type or the config's; those that were read from a file count as it stores them, unless a
-    type is given. Activations follow a float type; the cache follows the activations. Times are those of the device's
-    calibration where this user has one.
+    Weights are in the given type, else as the checkpoint stores them: as its quantization_config says, or in its dtype.
+    Those that were read from a file count as it stores them, unless a type is given. Activations follow a float type;
+    the cache follows the activations.
 
     Raises:
-        InputError: a length or a number type is impossible.
-        UnknownDeviceError: no device of that name.
+        InputError: a length, a number type or an option is impossible.
     """
-    stored = source.dtype or "fp32"
-    weights = weight_dtype or stored
+    stored, quantization, network = source.dtype or "fp32", source.quantization, source.network
+    weights = weight_dtype or source.weight_dtype or "fp32"
+    as_stored = group_size is None and not zero_points
+    packing = weight_format(weights, group_size, zero_points)
+    warnings = source.warnings
+    if quantization is not None and as_stored and weights == quantization.format.dtype:
+        network, missing = apply_quantization(network, quantization)
+        packing, warnings = quantization.format, (*warnings, *missing)
     activations = weights if weights in FLOAT_DTYPES else stored
     workload = Workload(
         batch_size=batch_size,
@@ -47,13 +74,32 @@ def size_source(
         weight_dtype=weights,
         activation_dtype=activations,
         kv_cache_dtype=kv_cache_dtype or activations,
+        weight_format=packing,
+        kv_scales=kv_scales,
+        attention=attention,
+        logits=logits,
+        runtime=runtime,
     )
+    if kv_cache_dtype in FLOAT_DTYPES and not network.is_causal:  # of the others `estimate` warns
+        warnings = (*warnings, "an encoder keeps no KV cache; its type changes nothing")
+    is_file = source.weight_file is not None and weight_dtype is None and as_stored
+    stored_bytes = source.weight_file.num_bytes if is_file and source.weight_file is not None else None
+    return SizedRequest(network=network, workload=workload, stored_bytes=stored_bytes, warnings=warnings)
+
+
+def size_source(source: ModelSource, *, device: str | None = None, **asked: Any) -> Estimate:
+    """What the model needs, under its own name and with the reader's warnings; `asked` as for `request_of`.
+
+    Times are those of the device's calibration where this user has one.
+
+    Raises:
+        InputError: a length, a number type or an option is impossible, or the runtime does not run on the device.
+        UnknownDeviceError: no device of that name.
+    """
+    request = request_of(source, **asked)
     found, achievable = (None, None) if device is None else find_device(device)
-    stored_bytes = None
-    if source.weight_file is not None and weight_dtype is None:
-        stored_bytes = source.weight_file.num_bytes
-    result = estimate(source.network, workload, found, achievable, stored_bytes=stored_bytes)
-    return replace(result, name=source.name, config=source.buildable, warnings=(*source.warnings, *result.warnings))
+    result = estimate(request.network, request.workload, found, achievable, stored_bytes=request.stored_bytes)
+    return replace(result, name=source.name, config=source.buildable, warnings=(*request.warnings, *result.warnings))
 
 
 def size_document(result: Estimate, source: ModelSource) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from estimator.config import TransformerConfig
 from estimator.devices import Device, get_device
 from estimator.flops import FlopCount, count_flops
 from estimator.latency import LatencyEstimate, estimate_latency
-from estimator.memory import MemoryEstimate, estimate_memory
+from estimator.memory import MemoryEstimate, count_kv_cache_bytes, estimate_memory
 from estimator.network import Network, Stack
 from estimator.params import ParamCount, count_params
 from estimator.phases import longest_sequence
@@ -58,6 +58,8 @@ class Estimate:
             counted += ["compute.decode_flops_per_token"]
             counted += [f"compute.decode_by_operator.{name}" for name in self.compute.decode_by_operator]
         modelled = ["memory.activations_bytes", "memory.total_bytes"]
+        modelled += ["memory.prefill_activations_bytes", "memory.decode_activations_bytes"]
+        modelled += ["memory.total_low_bytes", "memory.total_high_bytes"]
         if self.memory.runtime_bytes is not None:
             modelled.append("memory.runtime_bytes")
         if self.fits is not None:
@@ -169,6 +171,22 @@ def _workload_warnings(network: Network, workload: Workload) -> list[str]:
         warnings.append("an encoder generates nothing; the generated tokens count as nothing but context")
     if workload.num_images and not any(stack.optional for stack in network.stacks):
         warnings.append("the model reads no images beside its input; num_images changes nothing")
+    return warnings + _idle_options(network, workload)
+
+
+def _idle_options(network: Network, workload: Workload) -> list[str]:
+    """Warnings for what was asked of a model that has no part for it to change."""
+    if network.has_only_weights:
+        return []
+    warnings = []
+    if workload.cache_scales is not None and count_kv_cache_bytes(network, workload, 1) == 0:
+        warnings.append(f"the model keeps no keys and values; a cache in {workload.kv_cache_dtype} changes nothing")
+    if workload.logits == "last" and (not network.logits_width or network.architecture != "decoder"):
+        kind = "an encoder computes all logits" if network.architecture == "encoder" else "it has no others"
+        warnings.append(f"logits of the last position change nothing: {kind}")
+    has_attention = any(block.attention is not None for stack in network.stacks for block in stack.blocks)
+    if workload.attention is not None and not has_attention:
+        warnings.append("the model has no softmax attention; how it runs changes nothing")
     return warnings
 
 
@@ -177,11 +195,13 @@ def _device_warnings(workload: Workload, memory: MemoryEstimate, device: Device 
         return []
     warnings = []
     if memory.runtime_bytes is None:
-        warnings.append("the total leaves out what the GPU's driver and runtime take: there is no model for it yet")
+        warnings.append(f"the total leaves out what a runtime takes on {device.name}: there is no model for it yet")
     if device.memory_bytes is None:
         warnings.append(f"{device.name} is sold without memory, so whether it fits is not known")
     elif memory.total_bytes > device.memory_bytes:
         warnings.append(f"does not fit: {memory.total_bytes:,} bytes of {device.memory_bytes:,}")
+    elif memory.total_high_bytes > device.memory_bytes:
+        warnings.append(f"fits, but {memory.runtime} may take up to {memory.total_high_bytes:,} bytes in all")
     rates = device.peak_flops_per_s
     if not rates or device.memory_bandwidth_bytes_per_s is None:
         warnings.append(f"no latency: {device.name} has no published arithmetic rate or bandwidth")

@@ -222,9 +222,9 @@ def _peak_bytes(row: Mapping[str, str]) -> int:
         weight_dtype=mode.dtype,
         activation_dtype=mode.dtype,
         kv_cache_dtype=mode.dtype,
+        attention="fused" if mode.fused_attention else "eager",
     )
-    device = get_device(row["device"])
-    return estimate_memory(network, workload, device, fused_attention=mode.fused_attention).total_bytes
+    return estimate_memory(network, workload, get_device(row["device"])).tensors_bytes  # as PyTorch's allocator counts
 
 
 def _plan(mode: Mode, batch_size: int, length: int) -> TrainingPlan:

@@ -32,7 +32,13 @@ def create_estimate(request: Annotated[EstimateRequest, Body()]) -> dict[str, An
         prompt_length=request.prompt_length,
         generated_length=request.generated_length,
         weight_dtype=request.weight_dtype,
+        group_size=request.group_size,
+        zero_points=request.zero_points,
         kv_cache_dtype=request.kv_cache_dtype,
+        kv_scales=request.kv_scales,
+        runtime=request.runtime,
+        attention=request.attention,
+        logits=request.logits,
         device=request.device,
     )
     return size_document(result, source)

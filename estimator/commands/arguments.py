@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from estimator.readers.source import ModelSource
-from estimator.sized_source import size_source
+from estimator.sized_source import SizedRequest, request_of, size_source
 from estimator.sizing import Estimate
-from estimator.workload import FLOAT_DTYPES, WEIGHT_DTYPES, Workload
+from estimator.workload import ATTENTIONS, KV_DTYPES, KV_SCALES, LOGITS, RUNTIME_NAMES, WEIGHT_DTYPES, Workload
 
-__all__ = ["SOURCE_HELP", "add_workload", "count", "size_of_arguments"]
+__all__ = ["SOURCE_HELP", "add_workload", "count", "request_of_arguments", "size_of_arguments"]
 
 SOURCE_HELP = "a config.json, its folder, a weight file, or a bundled model"
 
@@ -35,8 +35,37 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=count(0), default=default.num_images, metavar="N", help="images per sequence (%(default)s)"
     )
-    parser.add_argument("--weight-dtype", choices=WEIGHT_DTYPES, help="default: the dtype of the config, else fp32")
-    parser.add_argument("--kv-dtype", choices=(*FLOAT_DTYPES, "int8"), help="default: the type of the activations")
+    _add_types(parser.add_argument_group("number types"))
+    _add_ways(parser.add_argument_group("how it is run"))
+
+
+def _add_types(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--weight-dtype", choices=WEIGHT_DTYPES, help="default: as the checkpoint stores them, by its config; else fp32"
+    )
+    group.add_argument(
+        "--group-size",
+        metavar="G",
+        help="weights that share a scale: a number of inputs, channel, tensor, or 128x128 "
+        "(int4: 32, int8 and fp8: channel, nf4: 64)",
+    )
+    group.add_argument("--zero-points", action="store_true", help="int8 and int4 weights have them (symmetric)")
+    group.add_argument("--kv-dtype", choices=KV_DTYPES, help="default: the type of the activations")
+    group.add_argument(
+        "--kv-scales", choices=KV_SCALES, help="a scale for each head, or for each token of it (fp8: head, else token)"
+    )
+
+
+def _add_ways(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--runtime", choices=RUNTIME_NAMES, help="default: onnxruntime-cpu, and pytorch-cuda on an NVIDIA GPU"
+    )
+    group.add_argument(
+        "--attention", choices=ATTENTIONS, help="fused stores no scores (default: eager in onnxruntime-cpu, else fused)"
+    )
+    group.add_argument(
+        "--logits", choices=LOGITS, default="all", help="of all positions of a prompt, or the last (%(default)s)"
+    )
 
 
 def count(least: int) -> Callable[[str], int]:
@@ -51,15 +80,28 @@ def count(least: int) -> Callable[[str], int]:
     return parse
 
 
-def size_of_arguments(source: ModelSource, args: argparse.Namespace, **others: Any) -> Estimate:
-    """The source, sized for the workload that the arguments ask for; `others` go before them."""
-    asked: dict[str, Any] = {
+def size_of_arguments(source: ModelSource, args: argparse.Namespace) -> Estimate:
+    """The source, sized for the workload and the device that the arguments ask for."""
+    return size_source(source, device=args.device, **_asked(args))
+
+
+def request_of_arguments(source: ModelSource, args: argparse.Namespace, **others: Any) -> SizedRequest:
+    """The workload that the arguments ask for; `others` go before them."""
+    return request_of(source, **(_asked(args) | others))
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    return {
         "batch_size": args.batch_size,
         "prompt_length": args.sequence_length,
         "generated_length": args.generate,
         "num_images": args.images,
         "weight_dtype": args.weight_dtype,
+        "group_size": args.group_size,
+        "zero_points": args.zero_points,
         "kv_cache_dtype": args.kv_dtype,
-        "device": args.device,
+        "kv_scales": args.kv_scales,
+        "runtime": args.runtime,
+        "attention": args.attention,
+        "logits": args.logits,
     }
-    return size_source(source, **(asked | others))

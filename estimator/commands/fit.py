@@ -8,7 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
-from estimator.commands.arguments import SOURCE_HELP, add_workload, size_of_arguments
+from estimator.commands.arguments import SOURCE_HELP, add_workload, request_of_arguments
 from estimator.device_fitting import find_devices, fit_num_devices
 from estimator.devices import Device, load_devices
 from estimator.display import print_json, shorten
@@ -140,8 +140,8 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _request(source: ModelSource, args: argparse.Namespace, **others: Any) -> Request:
-    result = size_of_arguments(source, args, device=None, **others)
-    return Request(network=result.network, workload=result.workload, stored_bytes=result.stored_bytes)
+    asked = request_of_arguments(source, args, **others)
+    return Request(network=asked.network, workload=asked.workload, stored_bytes=asked.stored_bytes)
 
 
 def _share(text: str) -> float:
@@ -161,7 +161,8 @@ Found = list[tuple[Device, Demand]]
 
 
 def _answers(source: ModelSource, request: Request, limits: Limits, args: argparse.Namespace) -> Answers:
-    requests = {dtype: _request(source, args, weight_dtype=dtype) for dtype in WEIGHT_DTYPES}
+    plain = {"group_size": None, "zero_points": False}  # each type as it is stored by default
+    requests = {dtype: _request(source, args, weight_dtype=dtype, **plain) for dtype in WEIGHT_DTYPES}
     types = fit_weight_dtypes(requests, limits)
     answers: Answers = {
         "fits": fit_device(request, limits),
@@ -179,7 +180,7 @@ def _best_dtype(request: Request, types: dict[str, Answer], source: ModelSource,
     """The most precise type that fits; of a file of weights, as it stores them, or else one that makes it smaller."""
     stored = request.stored_bytes
     if stored is None:
-        return best_weight_dtype(types, source.dtype or "fp32")
+        return best_weight_dtype(types, source.weight_dtype or "fp32")
     if fit_device(request, limits).value is not None:
         return _AS_STORED
     smaller = {

@@ -16,6 +16,7 @@ from estimator.params import count_params
 from estimator.space_fitting.candidates import SpaceAnswer
 from estimator.space_fitting.find import find_space
 from estimator.space_fitting.largest import largest_config
+from estimator.weight_formats import weight_format
 from estimator.workload import FLOAT_DTYPES, Workload
 
 __all__ = ["run_space"]
@@ -77,6 +78,11 @@ def _workload(args: argparse.Namespace) -> Workload:
         weight_dtype=weights,
         activation_dtype=activations,
         kv_cache_dtype=args.kv_dtype or activations,
+        weight_format=weight_format(weights, args.group_size, args.zero_points),
+        kv_scales=args.kv_scales,
+        attention=args.attention,
+        logits=args.logits,
+        runtime=args.runtime,
     )
 
 

@@ -18,6 +18,8 @@ from estimator.latency import PhaseTime
 from estimator.readers.source import ModelSource, read_source
 from estimator.sized_source import size_document
 from estimator.sizing import Estimate
+from estimator.weight_formats import FORMATS
+from estimator.workload import Workload
 
 __all__ = ["add_parser", "run"]
 
@@ -87,7 +89,7 @@ def _derivations(result: Estimate, args: argparse.Namespace) -> dict[str, Any]:
 def _table(result: Estimate, source: ModelSource, args: argparse.Namespace) -> str:
     workload = result.workload
     named = f" ({source.hf_class})" if source.hf_class else ""
-    weights = workload.weight_dtype if result.stored_bytes is None else "as the file stores them"
+    weights = _weights_text(workload) if result.stored_bytes is None else "as the file stores them"
     images = f", {workload.num_images:,} images" if workload.num_images else ""
     lines = [
         f"{source.name}: {_shape(result)}{named}",
@@ -104,6 +106,16 @@ def _table(result: Estimate, source: ModelSource, args: argparse.Namespace) -> s
         *(f"warning: {warning}" for warning in result.warnings),
     ]
     return "\n".join(lines)
+
+
+def _weights_text(workload: Workload) -> str:
+    form = workload.quantization
+    if form is None or form == FORMATS[form.dtype]:
+        return workload.weight_dtype
+    columns = {0: "a whole row"}.get(form.columns, f"{form.columns} inputs")
+    block = "a matrix" if not form.rows and not form.columns else f"{form.rows} x {form.columns}"
+    block = columns if form.rows == 1 else block
+    return f"{workload.weight_dtype} (a scale for {block}{', zero points' if form.zero_points else ''})"
 
 
 def _params_lines(result: Estimate) -> Iterator[str]:
@@ -123,13 +135,16 @@ def _memory_lines(result: Estimate) -> Iterator[str]:
     if result.network.has_only_weights:
         yield _row("weights", memory.weights_bytes, "B", "counted")
         return
-    yield _row("memory", memory.total_bytes, "B", "modelled")
+    span = f", {shorten(memory.total_low_bytes, 'B')} to {shorten(memory.total_high_bytes, 'B')}"
+    yield _row("memory", memory.total_bytes, "B", "modelled" + span)
     yield _row("  weights", memory.weights_bytes, "B", "counted")
     yield _row("  KV cache", memory.kv_cache_bytes, "B", "counted")
     if memory.state_bytes:
         yield _row("  recurrent state", memory.state_bytes, "B", "counted")
-    yield _row("  activations", memory.activations_bytes, "B", "modelled")
-    yield _row("  runtime", memory.runtime_bytes, "B", "modelled")
+    phases = f", {memory.attention} attention; decode {shorten(memory.decode_activations_bytes, 'B')}"
+    yield _row("  activations", memory.activations_bytes, "B", "modelled" + phases)
+    label = "  runtime" if memory.runtime is None else f"  {memory.runtime}"
+    yield _row(label, memory.runtime_bytes, "B", "modelled")
 
 
 def _compute_lines(result: Estimate) -> Iterator[str]:

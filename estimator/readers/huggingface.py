@@ -48,12 +48,16 @@ def read_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, str | Non
 
 
 def read_dtype(values: Mapping[str, Any]) -> str | None:
-    """The number type of the weights that config.json names (fp32, fp16, bf16), or None.
+    """The number type that config.json, or its text_config, names (fp32, fp16, bf16), or None.
+
+    How quantised weights are stored beside it says `quantization_config.read_quantization`.
 
     Raises:
         ConfigError: the type is none of these.
     """
-    name = values.get("dtype") or values.get("torch_dtype")
+    inner = values.get("text_config")
+    tables = (values, inner) if isinstance(inner, Mapping) else (values,)
+    name = next((t[key] for t in tables for key in ("dtype", "torch_dtype") if t.get(key)), None)
     if name is None or name == "auto":
         return None
     short = name.removeprefix("torch.") if isinstance(name, str) else ""

@@ -16,6 +16,7 @@ from estimator.network import Block, Network, Stack, Weight
 from estimator.readers.gguf_config import config_of_gguf
 from estimator.readers.huggingface import NATIVE_MODEL_TYPE, read_config, read_dtype
 from estimator.readers.networks import read_network
+from estimator.readers.quantization_config import Quantization, read_quantization
 from estimator.readers.weight_files import WeightFile, compare_with_config, find_weights, read_weight_file
 from estimator.weights import network_of
 
@@ -30,7 +31,8 @@ class ModelSource:
 
     `buildable` is its config where it can be built and measured here; otherwise `why_not_buildable` says what stands
     against it. `path` is the file that was read, None for a bundled model. `weight_file` is the header of the weights
-    themselves, where there are any.
+    themselves, where there are any. `quantization` is how the checkpoint stores its matrices, if config.json says that
+    they are quantised; `dtype` is then the type of the rest.
     """
 
     name: str
@@ -42,6 +44,12 @@ class ModelSource:
     path: Path | None
     warnings: tuple[str, ...]
     weight_file: WeightFile | None = None
+    quantization: Quantization | None = None
+
+    @property
+    def weight_dtype(self) -> str | None:
+        """The type of the checkpoint's matrices."""
+        return self.dtype if self.quantization is None else self.quantization.format.dtype
 
     @property
     def config(self) -> TransformerConfig:
@@ -152,15 +160,17 @@ def _model_source(
     buildable: TransformerConfig | None = None,
     why_not_buildable: str = "",
 ) -> ModelSource:
+    quantization, unknown = read_quantization(values)
     return ModelSource(
         name=name,
         network=network,
         buildable=buildable,
         why_not_buildable=why_not_buildable,
-        dtype=read_dtype(values),
+        dtype=read_dtype(values) or (None if quantization is None else quantization.rest_dtype),
         hf_class=hf_class,
         path=None,
-        warnings=warnings,
+        warnings=(*warnings, *unknown),
+        quantization=quantization,
     )
 
 

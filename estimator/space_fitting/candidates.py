@@ -184,7 +184,6 @@ def _table_bytes(columns: Mapping[str, NDArray[Any]], workload: Workload) -> NDA
     """Bytes of the tables of which a pass reads single rows; a token table that is the head's too is read."""
     rows = np.where(columns["tie_word_embeddings"], 0, columns["vocab_size"]) + columns["type_vocab_size"]
     rows = rows + np.where(columns["position_embedding"] == "learned", columns["max_position_embeddings"], 0)
-    is_float = workload.weight_dtype not in ("int8", "int4")
-    size = DTYPE_BYTES[workload.weight_dtype if is_float else workload.activation_dtype]
+    size = DTYPE_BYTES[workload.unquantized_dtype]
     result: NDArray[np.float64] = rows * columns["hidden_size"] * size
     return result

@@ -90,3 +90,17 @@ def test_estimate_never_counts_through_transformers(client, monkeypatch):
     response = client.post("/v1/estimates", json={"config": {"model_type": "reformer"}})
     assert response.status_code == 422
     assert "reformer" in response.text
+
+
+def test_estimate_takes_the_options_of_the_command_line(client):
+    """Types with their scales, and the way it is run; what does not go together is one problem."""
+    options = {"weight_dtype": "int4", "group_size": "128", "zero_points": True, "kv_cache_dtype": "int8"}
+    options |= {"kv_scales": "head", "runtime": "pytorch-cuda", "attention": "eager", "logits": "last"}
+    workload = client.post("/v1/estimates", json={"model": "gpt2", "device": "l4"} | options).json()["workload"]
+    assert (workload["weight_format"]["columns"], workload["weight_format"]["zero_points"]) == (128, True)
+    assert {name: workload[name] for name in ("kv_scales", "runtime", "attention", "logits")} == {
+        name: options[name] for name in ("kv_scales", "runtime", "attention", "logits")
+    }
+    refused = client.post("/v1/estimates", json={"model": "gpt2", "runtime": "onnxruntime-cpu", "attention": "fused"})
+    assert refused.status_code == 422
+    assert "no fused attention" in refused.text

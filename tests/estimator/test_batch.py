@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from estimator.batch import columns_from_configs, estimate_batch
 from estimator.config import TransformerConfig
 from estimator.errors import ConfigError, InputError
+from estimator.runtimes import RUNTIMES
 from estimator.sizing import estimate
-from estimator.workload import FLOAT_DTYPES, WEIGHT_DTYPES, Workload
+from estimator.weight_formats import weight_format
+from estimator.workload import FLOAT_DTYPES, KV_DTYPES, LOGITS, WEIGHT_DTYPES, Workload
 
 NAMES = ("params", "weights_bytes", "kv_cache_bytes", "total_bytes", "prefill_flops", "decode_flops_per_token")
 SIZES = {
@@ -43,19 +45,32 @@ def assert_rows_equal(configs, columns, workload):
         assert tuple(int(getattr(batch, name)[index]) for name in NAMES) == scalar_row(config, workload), config
 
 
-workloads = st.builds(
-    Workload,
-    batch_size=st.integers(1, 5),
-    prompt_length=st.integers(1, 80),
-    generated_length=st.integers(0, 30),
-    weight_dtype=st.sampled_from(WEIGHT_DTYPES),
-    activation_dtype=st.sampled_from(FLOAT_DTYPES),
-    kv_cache_dtype=st.sampled_from([*FLOAT_DTYPES, "int8"]),
-)
+FORMATS = [None, ("int4", "128", True), ("int4", "channel", False), ("int8", "tensor", True), ("fp8", "128x128", False)]
 
 
-@settings(max_examples=20, deadline=None)
-@given(workload=workloads)
+@st.composite
+def workloads(draw):
+    """Any workload, with every way to run and to store."""
+    runtime = draw(st.sampled_from([None, *RUNTIMES]))
+    block = draw(st.sampled_from(FORMATS))
+    cache = draw(st.sampled_from(KV_DTYPES))
+    return Workload(
+        batch_size=draw(st.integers(1, 5)),
+        prompt_length=draw(st.integers(1, 80)),
+        generated_length=draw(st.integers(0, 30)),
+        weight_dtype=block[0] if block else draw(st.sampled_from(WEIGHT_DTYPES)),
+        weight_format=weight_format(*block) if block else None,
+        activation_dtype=draw(st.sampled_from(FLOAT_DTYPES)),
+        kv_cache_dtype=cache,
+        kv_scales=None if cache in FLOAT_DTYPES else draw(st.sampled_from([None, "head", "token"])),
+        attention=draw(st.sampled_from([None, *RUNTIMES[runtime or "onnxruntime-cpu"].attentions])),
+        logits=draw(st.sampled_from(LOGITS)),
+        runtime=runtime,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(workload=workloads())
 def test_every_row_equals_the_scalar_estimate(random_configs, workload):
     """120 configs that mix every option, under any workload."""
     assert_rows_equal(random_configs, columns_from_configs(random_configs), workload)

@@ -154,7 +154,7 @@ def test_devices_json_is_the_table(capsys):
         (["size", "gpt2", "--batch-size", "1.5"], 2, "--batch-size"),
         (["size", "gpt2", "--generate", "-1"], 2, "--generate"),
         (["size", "gpt2", "--sequence-length", "9" * 5000], 2, "--sequence-length"),
-        (["size", "gpt2", "--weight-dtype", "fp8"], 2, "fp8"),
+        (["size", "gpt2", "--weight-dtype", "fp4"], 2, "fp4"),
     ],
 )
 def test_errors_have_their_exit_code_and_no_traceback(capsys, arguments, code, words):
@@ -224,3 +224,48 @@ def test_full_disk_is_one_line():
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kv-scales", "token"), "kv_scales is for a quantised cache"),
+        (("--group-size", "128"), "fp32 weights have neither groups nor zero points"),
+        (("--attention", "fused"), "onnxruntime-cpu has no fused attention"),
+        (("--runtime", "pytorch-cpu", "--device", "l4"), "needs a CPU"),
+        (("--runtime", "pytorch-cuda", "--device", "raspberry-pi-5"), "needs an NVIDIA GPU"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(capsys, options, words):
+    """One line on stderr, nothing on stdout."""
+    code, out, err = run(capsys, "size", "gpt2", *options)
+    assert (code != 0, out) == (True, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--group-size", "128"),
+        ("--zero-points",),
+        ("--kv-dtype", "int4"),
+        ("--kv-dtype", "int8", "--kv-scales", "head"),
+        ("--attention", "eager"),
+        ("--logits", "last"),
+        ("--runtime", "onnxruntime-cuda"),
+    ],
+)
+def test_every_option_changes_the_memory(capsys, options):
+    """Against int4 weights and an int8 cache on a GPU."""
+    base = ("size", "gpt2", "--weight-dtype", "int4", "--device", "l4", "--sequence-length", "900")
+    cache = () if "--kv-dtype" in options else ("--kv-dtype", "int8")
+    plain = document(capsys, *base, "--kv-dtype", "int8")["memory"]
+    assert document(capsys, *base, *cache, *options)["memory"]["total_bytes"] != plain["total_bytes"]
+
+
+def test_the_cache_of_an_encoder_is_one_warning(capsys):
+    """Whatever its type."""
+    for dtype in ("bf16", "int8"):
+        (warning,) = document(capsys, "size", "bert-base-uncased", "--kv-dtype", dtype)["warnings"]
+        assert "changes nothing" in warning

@@ -82,12 +82,12 @@ def test_fit_without_a_device_names_the_smallest_and_the_cheapest(answer):
 
 def test_the_table_says_what_binds_and_what_is_next(run):
     """Data on stdout, the next step on stderr."""
-    code, out, err = run("llama-3.1-70b", "--device", "h100")
+    code, out, err = run("llama-3.1-70b", "--device", "h200")
     assert code == 0
     assert "weights bind" in out
     assert "whole on every device" in " ".join(out.split())
     assert "<- the most precise that fits" in out
-    assert err == "\nnext: estimator size llama-3.1-70b --device h100 --weight-dtype int8\n"
+    assert err == "\nnext: estimator size llama-3.1-70b --device h200 --weight-dtype int8\n"
 
 
 def test_every_budget_changes_the_answer(answer):

@@ -10,9 +10,10 @@ import pytest
 from estimator.devices import get_device
 from estimator.explain import derive
 from estimator.explain_terms import terms_sum
-from estimator.memory import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT
 from estimator.readers.source import read_source
+from estimator.runtimes import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT, RUNTIMES
 from estimator.sizing import estimate
+from estimator.weight_formats import weight_format
 from estimator.workload import Workload
 
 REFERENCE = Path(__file__).parents[2] / "estimator" / "reference"
@@ -63,6 +64,30 @@ def test_numbers_give_the_value_for_networks(networks, weights, device):
             zero = {"memory.state_bytes"} if name not in ("recurrent", "stateful", "chunked") else set()
             zero |= {"memory.kv_cache_bytes"} if not network.is_causal else set()
             assert unexplained - plain == zero, name
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("cache", [("fp8", "head"), ("int8", "token"), ("int4", None), ("int4", "head")])
+def test_numbers_give_the_value_in_every_way_to_run(networks, runtime, cache):
+    """Runtimes, attention, caches with scales, weights in blocks and doubly quantised, logits of the last position."""
+    ways = [("fp8", "128x128"), ("nf4", None), ("mxfp4", None), ("int4", "channel")]
+    for network, (dtype, size) in zip(networks.values(), 4 * ways, strict=False):
+        for attention in RUNTIMES[runtime].attentions:
+            workload = Workload(
+                batch_size=3,
+                prompt_length=20,
+                generated_length=5,
+                num_images=1,
+                weight_dtype=dtype,
+                weight_format=weight_format(dtype, size, zero_points=dtype == "int4"),
+                activation_dtype="bf16",
+                kv_cache_dtype=cache[0],
+                kv_scales=cache[1],
+                attention=attention,
+                logits="last",
+                runtime=runtime,
+            )
+            _assert_derivations_hold(estimate(network, workload))
 
 
 @pytest.mark.parametrize("path", sorted((REFERENCE / "configs").glob("*.json")), ids=lambda path: path.stem)

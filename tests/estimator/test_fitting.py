@@ -24,6 +24,7 @@ from estimator.fitting import (
 )
 from estimator.network import Block, Network, Stack, Weight
 from estimator.readers.source import read_bundled
+from estimator.runtimes import RUNTIMES, base_bytes
 from estimator.sizing import estimate
 from estimator.weights import network_of
 from estimator.workload import WEIGHT_DTYPES, Workload
@@ -121,13 +122,14 @@ def test_time_budgets_are_met_by_one_and_not_by_the_next(small, budget):
 
 
 def test_batch_on_a_gpu_is_the_room_divided_by_what_a_sequence_takes():
-    """Closed form: there is no runtime, and cache and activations are linear in the batch."""
+    """Closed form: the runtime's base is fixed; cache, activations and what is reserved for them are linear."""
     request = request_of(read_bundled("llama-3.1-8b").network, prompt_length=2048, generated_length=256)
     limits = Limits(device=L4)
     memory = demand_of(request, limits).memory
-    per_sequence = memory.kv_cache_bytes + memory.activations_bytes
+    base = base_bytes(RUNTIMES["pytorch-cuda"], L4).value
+    per_sequence = memory.total_bytes - memory.weights_bytes - base
     answer = fit_batch_size(request, limits)
-    assert answer.value == (int(24e9 * 0.9) - memory.weights_bytes) // per_sequence
+    assert answer.value == (int(24e9 * 0.9) - memory.weights_bytes - base) // per_sequence
     assert broken_limit(answer.demand, limits) is None
 
 
@@ -233,12 +235,12 @@ def test_weight_types_fit_by_their_bytes_and_the_most_precise_is_named():
 
 
 def test_num_devices_is_the_smallest_power_of_two():
-    """70 billion parameters in bf16 take two H100s, and one in int8."""
+    """70 billion parameters in bf16 take two H100s, and one in int4."""
     network = read_bundled("llama-3.1-70b").network
     answer = fit_num_devices(request_of(network), Limits(device=get_device("h100")))
     assert (answer.value, answer.binds) == (2, "weights")
     assert answer.demand.memory.total_bytes <= 72e9
-    assert fit_num_devices(request_of(network, weight_dtype="int8"), Limits(device=get_device("h100"))).value == 1
+    assert fit_num_devices(request_of(network, weight_dtype="int4"), Limits(device=get_device("h100"))).value == 1
     assert fit_num_devices(request_of(network), Limits(device=L4)).value == 8
     too_small = fit_num_devices(request_of(network), Limits(max_memory_bytes=1e9))
     assert (too_small.value, too_small.binds) == (None, "weights")

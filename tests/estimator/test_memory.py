@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 
 from estimator.devices import get_device
-from estimator.memory import (
-    RUNTIME_BASE_BYTES,
-    RUNTIME_WEIGHTS_PERCENT,
-    count_kv_cache_bytes,
-    count_weight_bytes,
-    estimate_memory,
-)
+from estimator.memory import count_kv_cache_bytes, count_weight_bytes, estimate_memory
 from estimator.params import count_params
 from estimator.readers.huggingface import read_config
 from estimator.readers.source import read_source
+from estimator.runtimes import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT
+from estimator.sizing import estimate
 from estimator.weights import is_linear, weight_shapes
 from estimator.workload import Workload
 
@@ -108,11 +104,14 @@ def test_weight_bytes_shrink_with_the_type():
 def test_activations_by_hand(small):
     """B=2 L=20: attention 20*(64 + 2*64 + 2*32) + 4*20*20 = 6720, MLP 20*(2*64 + 2*96) = 6400, head 20*164 = 3280.
 
-    A CPU's arena keeps all three; a GPU stores no scores and reuses the memory of the widest, the MLP.
+    A CPU's arena keeps all three; a GPU stores no scores and reuses the memory of the widest, the MLP. A step of decode
+    has 1 row and 21 keys: 64 + 128 + 64 + 4*21 = 340, 320, and 164.
     """
     workload = Workload(batch_size=2, prompt_length=20)
     assert estimate_memory(small, workload).activations_bytes == 2 * 4 * (6720 + 6400 + 3280)
     assert estimate_memory(small, workload, get_device("t4")).activations_bytes == 2 * 4 * 6400
+    assert estimate_memory(small, workload).decode_activations_bytes == 2 * 4 * (340 + 320 + 164)
+    assert estimate_memory(small, workload, get_device("t4")).decode_activations_bytes == 2 * 4 * 320
 
 
 def test_widest_layer_counts(small):
@@ -137,7 +136,7 @@ def test_gpu_total_is_close_to_a_published_peak(model, row):
         activation_dtype="bf16",
         kv_cache_dtype="bf16",
     )
-    total = estimate_memory(read_source(model).network, workload, get_device("rtx-a6000")).total_bytes
+    total = estimate_memory(read_source(model).network, workload, get_device("rtx-a6000")).tensors_bytes
     assert total == pytest.approx(float(published["peak_gb"]) * 1e9, rel=0.02)
 
 
@@ -157,9 +156,12 @@ def test_runtime_on_a_cpu_by_hand(small):
     assert memory.runtime_bytes == RUNTIME_BASE_BYTES + packed + logits + memory.kv_cache_bytes
 
 
-def test_runtime_on_a_gpu_is_unknown_rather_than_zero(small):
-    """There is no model for it, so there is no number."""
-    assert estimate_memory(small, Workload(), get_device("h100")).runtime_bytes is None
+def test_runtime_without_a_model_is_unknown_rather_than_zero(small):
+    """Apple's and AMD's GPUs have none, so there is no number, and the total is that of the tensors."""
+    for device in ("apple-m4-max", "mi300x"):
+        memory = estimate_memory(small, Workload(), get_device(device))
+        assert (memory.runtime, memory.runtime_bytes) == (None, None)
+        assert memory.total_bytes == memory.tensors_bytes == memory.total_low_bytes == memory.total_high_bytes
 
 
 @pytest.mark.parametrize("field", ["batch_size", "prompt_length", "generated_length"])
@@ -182,3 +184,67 @@ def test_weight_bytes_are_those_of_the_onnx_file(small, tmp_path, dtype, tied):
     counted = count_weight_bytes(config, Workload(weight_dtype=dtype))
     assert 0 < artifact.file_bytes - counted < 10_000 * config.num_hidden_layers
     assert artifact.num_params == count_params(config).total
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp8", 1.0), ("int8", 1.0), ("int4", 0.5)])
+@pytest.mark.parametrize("scales", [None, "head", "token"])
+def test_quantised_cache_equals_packed_arrays(dtype, size, scales):
+    """Llama-3.1-8B: 32 layers of 8 heads of 128 for keys and for values, two sequences of 50 tokens.
+
+    A scale per head is fp32 and the same for all tokens and sequences; one per token is fp16.
+    """
+    workload = Workload(batch_size=2, prompt_length=50, kv_cache_dtype=dtype, kv_scales=scales)
+    elements, heads = int(2 * 50 * 32 * 2 * 8 * 128 * size), 32 * 2 * 8
+    own = scales or {"fp8": "head", "int8": "token", "int4": "token"}[dtype]
+    extra = heads * 4 if own == "head" else 2 * 50 * heads * 2
+    network = read_source("llama-3.1-8b").network
+    assert count_kv_cache_bytes(network, workload) == elements + extra
+
+
+def test_latent_and_cross_caches_have_scales_of_their_own(networks):
+    """A latent is one vector of a token; keys and values of the encoder are as many as heads, for its tokens."""
+    for name, vectors in (("latent", None), ("encoder_decoder", 3 * (5 * 2 * 2 + 10 * 2 * 4))):
+        network = networks[name]
+        plain = Workload(prompt_length=10, generated_length=4, kv_cache_dtype="fp8", kv_scales="token")
+        heads = dataclasses.replace(plain, kv_scales="head")
+        layers = sum(block.attention is not None for block in network.main.blocks)
+        by_token, by_head = (count_kv_cache_bytes(network, workload) for workload in (plain, heads))
+        if vectors is None:
+            assert by_token - by_head == 14 * layers * 2 - layers * 4
+        else:
+            assert by_token - by_head == vectors * 2 - 3 * (2 * 2 + 2 * 4) * 4
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "pytorch-cuda"])
+def test_logits_of_the_last_position_save_memory_and_work(runtime):
+    """Of 512 positions 511 rows of the head, in logits, results and FLOPs."""
+    from estimator.flops import count_flops
+
+    network = read_source("gpt2").network
+    every = Workload(prompt_length=512, runtime=runtime)
+    last = dataclasses.replace(every, logits="last")
+    saved = estimate_memory(network, every).total_bytes - estimate_memory(network, last).total_bytes
+    rows = 511 * 50257
+    assert saved == 2 * 4 * rows if runtime == "onnxruntime-cpu" else saved > 0
+    assert count_flops(network, every).prefill_flops - count_flops(network, last).prefill_flops == 2 * rows * 768
+
+
+def test_a_step_with_stored_scores_can_be_wider_than_the_prompt(small):
+    """One token of prompt, many of context: the scores of the step decide."""
+    memory = estimate_memory(small, Workload(prompt_length=1, generated_length=5000))
+    assert memory.decode_activations_bytes > memory.prefill_activations_bytes
+    assert memory.activations_bytes == memory.decode_activations_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        ("bert-base-uncased", {"kv_cache_dtype": "int8"}, "keeps no keys and values"),
+        ("bert-base-uncased", {"logits": "last"}, "an encoder computes all logits"),
+        ("gpt2", {"kv_cache_dtype": "int8", "logits": "last", "attention": "eager"}, None),
+    ],
+)
+def test_options_that_change_nothing_are_named(model, changes, words):
+    """A warning, and none where the option does something."""
+    warnings = estimate(read_source(model).network, Workload(**changes)).warnings
+    assert [words in warning for warning in warnings] == ([] if words is None else [True])

@@ -212,7 +212,7 @@ def test_source_of_fixed_length_ignores_the_prompt(networks):
 def test_cross_keys_are_alive_for_the_encoders_rows(networks):
     """In prefill the decoder has one row; the keys and values that it makes of 50 rows are wider than that row."""
     network = networks["fixed_source"]
-    mixing, _, end = widest_moments(network, network.main, Workload(), scores_stored=False)
+    mixing, _, end = widest_moments(network, network.main, Workload(), score_copies=0)
     assert mixing.count_elements() == 50 * 2 * D
     assert end.count_elements() == D + V
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from estimator.config import TransformerConfig
-from estimator.errors import ConfigError, CorruptFileError, InputError, UnsupportedModelError
+from estimator.errors import ConfigError, InputError, UnsupportedModelError
 from estimator.params import count_params
 from estimator.readers.families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES
 from estimator.readers.huggingface import read_config, read_dtype

@@ -32,7 +32,9 @@ def test_json_has_the_keys_of_the_contract():
     assert {"name", "architecture"} <= set(document["model"])
     assert {"total", "active", "by_part"} <= set(document["params"])
     assert set(document["memory"]) == {
-        *("weights_bytes", "kv_cache_bytes", "state_bytes", "activations_bytes", "runtime_bytes", "total_bytes")
+        *("weights_bytes", "kv_cache_bytes", "state_bytes", "activations_bytes", "runtime_bytes", "total_bytes"),
+        *("prefill_activations_bytes", "decode_activations_bytes", "total_low_bytes", "total_high_bytes"),
+        *("runtime", "attention"),
     }
     assert {"prefill_flops", "decode_flops_per_token"} <= set(document["compute"])
     for phase in ("prefill_s", "decode_s_per_token"):
