@@ -36,9 +36,15 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_bytes_atomically(path: Path, data: bytes) -> None:
     """Writes a file that others see either as it was or complete; makes its folder.
 
+    A link stays, and what it points to is written. A device or a pipe is written into, never replaced.
+
     Raises:
         OSError: the folder cannot be made or written, or its disk is full; the file is then as it was.
     """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

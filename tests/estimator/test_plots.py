@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -175,6 +176,24 @@ def test_the_page_is_written_whole_or_refused(tmp_path):
         write_page([result], tmp_path)
     with pytest.raises(InputError, match="cannot be written"):
         write_page([result], path / "size.html")
+
+
+def test_a_page_never_replaces_a_link_a_pipe_or_a_device(tmp_path):
+    """`--html /dev/full` was once a device, and then a page: what is no file is written into."""
+    result = sized("gpt2")
+    (tmp_path / "target.html").write_text("old", encoding="utf-8")
+    link = tmp_path / "link.html"
+    link.symlink_to("target.html")
+    write_page([result], link)
+    assert link.is_symlink()
+    assert (tmp_path / "target.html").read_text(encoding="utf-8") == render_page([result])
+    read_end, write_end = os.pipe()
+    try:  # a pipe holds 64 KiB, more than the page has
+        write_page([result], f"/dev/fd/{write_end}")
+        assert b"<!doctype html>" in os.read(read_end, 1 << 20).lower()
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_both_commands_write_the_page(tmp_path, capsys, monkeypatch):
