@@ -69,7 +69,7 @@ def workloads(draw):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(workload=workloads())
 def test_every_row_equals_the_scalar_estimate(random_configs, workload):
     """120 configs that mix every option, under any workload."""
