@@ -56,6 +56,9 @@ def dual_network(fields: Fields, facts: Dual) -> Network:
     Ignores: the products of every image with every text.
     """
     vision, text = (_part(fields, facts, name) for name in ("vision_config", "text_config"))
+    for name, part in (("vision_config", vision), ("text_config", text)):
+        if part.data.model_type != fields.data.sub_configs[name]:
+            raise UnsupportedModelError(f"{name} of model_type {part.data.model_type} is not supported")
     seen = VISION[vision.data.model_type]
     vision.ignore("projection_dim")
     text.ignore("projection_dim")

@@ -153,7 +153,7 @@ def attention_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
         windows = fields.sizes("attention_window", num_layers)
     else:
         windows = (fields.size("attention_window"),) * num_layers
-    if any(window % 2 or window != windows[0] or not window for window in windows):
+    if len(set(windows)) != 1 or windows[0] % 2 or not windows[0]:
         raise ConfigError("attention_window must be one even number for all layers", field="attention_window")
     return windows
 
@@ -288,8 +288,10 @@ def biased_gated_output(fields: Fields) -> tuple[Block, ...]:
 def adapters(fields: Fields) -> tuple[Block, ...]:
     """xmod: a feed-forward and, per language, an adapter of which a token uses one."""
     hidden, languages = fields.size("hidden_size"), fields.raw("languages")
+    if not isinstance(languages, list) or not languages:
+        raise ConfigError("languages must be a list with at least one language", field="languages")
     width = hidden // fields.size("adapter_reduction_factor")
-    count = len(languages) if isinstance(languages, list) else 0
+    count = len(languages)
     block = feed_forward(hidden_size=hidden, intermediate_size=fields.size("intermediate_size"), gated=False, bias=True)
     weights = linear("adapters.up_proj", hidden, width, bias=True, copies=count)
     weights += linear("adapters.down_proj", width, hidden, bias=True, copies=count)

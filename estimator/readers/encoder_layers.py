@@ -158,7 +158,7 @@ def bottleneck_layers(fields: Fields, _facts: Encoder) -> tuple[Layer, ...]:
         blocks += _bottleneck("bottleneck.input", hidden, narrow, kind)
         blocks += _bottleneck("bottleneck.attention", hidden, narrow, kind) if shared else ()
     blocks += (replace(block, weights=weights), norm("attention_norm", width, kind))
-    for index in range(fields.size("num_feedforward_networks")):
+    for index in range(fields.layers("num_feedforward_networks")):
         feeding = feed_forward(hidden_size=width, intermediate_size=inner, gated=False, bias=True, name=f"mlp.{index}")
         blocks += (feeding, norm(f"mlp_norm.{index}", width, kind))
     if is_narrow:

@@ -6,6 +6,7 @@ value that the family declares; otherwise `check_all_read` refuses the config by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from estimator.config import MAX_LAYERS, show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.readers.families import COMMON_REQUIRED
 from estimator.readers.family_data import FamilyData, family_data, shared_defaults
-from estimator.readers.neutral import is_neutral
+from estimator.readers.neutral import SYNONYMS, is_neutral
 
 __all__ = ["Fields"]
 
@@ -31,12 +32,14 @@ class Fields:
         self._subs: dict[str, Fields] = {}
         self._read: set[str] = set()
         self._values: dict[str, Any] = {}
+        self._given_names: dict[str, str] = {}
         self._defaults = {data.attribute_map.get(name, name): value for name, value in data.defaults.items()}
         for name, value in values.items():
             own = data.attribute_map.get(name, name)
             if own in self._values and self._values[own] != value:
                 raise ConfigError(f"{where}{show(name)} contradicts the other name of the same field", field=name)
             self._values[own] = value
+            self._given_names[own] = name
 
     def raw(self, name: str) -> Any:
         """The value of a field, or its declared default, or None; whatever its type. `a.b` is b in the object a."""
@@ -76,6 +79,11 @@ class Fields:
     def optional_size(self, name: str) -> int | None:
         """A positive integer, or None for null."""
         return None if self.raw(name) is None else self.size(name)
+
+    def size_or_null_default(self, name: str) -> int | None:
+        """A positive integer, or None for null where the class's own default is null: others cannot be built so."""
+        own = self.data.attribute_map.get(name, name)
+        return self.optional_size(name) if self._defaults.get(own) is None else self.size(name)
 
     def flag(self, name: str) -> bool:
         """True or false; null counts as false."""
@@ -124,6 +132,7 @@ class Fields:
         """Takes the value under another name, as the class does, for that of the field `own`."""
         if name in self._values:
             self._values[own] = self._values.pop(name)
+            self._given_names[own] = name
 
     def set(self, name: str, value: Any) -> None:
         """Takes another value for the field, as the class of a whole model does for one of its parts."""
@@ -159,7 +168,10 @@ class Fields:
             raise self._wrong(name, "must be an object", value)
         if merged:
             value = {**self.data.sub_config_defaults.get(name, {}), **value}
-        model_type = value.get("model_type") or family or self.data.sub_configs.get(name)
+        own = self.data.sub_configs.get(name)
+        model_type = value.get("model_type") or family or own
+        if model_type == self.data.model_type and own is not None:
+            model_type = own  # as older configs have it: no family stands within itself
         data = family_data(model_type) if isinstance(model_type, str) else None
         if data is None:
             raise UnsupportedModelError(f"{self._where}{name}: model_type {show(model_type)} is not supported")
@@ -184,10 +196,10 @@ class Fields:
         """
         for name, value in self._values.items():
             if not self._is_settled(name, value):
-                known = name in self._defaults
+                known, given = name in self._defaults, self._given_names.get(name, name)
                 what = f"{show(value)} is not supported" if known else "is not known"
                 why = f"for model_type {self.data.model_type} and could change its size"
-                raise ConfigError(f"{self._where}field {show(name)} {what} {why}", field=name)
+                raise ConfigError(f"{self._where}field {show(given)} {what} {why}", field=given)
         for fields in self._subs.values():
             fields.check_all_read()
 
@@ -198,8 +210,26 @@ class Fields:
             return value is None or value == self._defaults[name]
         if name in COMMON_REQUIRED:
             return any(type(value) is type(other) and value == other for other in COMMON_REQUIRED[name])
-        return value is None or value is False or value in ("", [], {})  # a feature that is switched off
+        if self._repeats(name, value):
+            return True
+        return value is None or value in (0, "", [], {})  # a feature that is switched off
+
+    def _repeats(self, name: str, value: Any) -> bool:
+        """Whether the field says once more, under a name of other families, what a field of this one says."""
+        names = {self.data.attribute_map.get(other, other) for other in SYNONYMS.get(name, ())} & set(self._defaults)
+        return bool(names) and all(
+            type(value) is int and value == self._values.get(own, self._defaults[own]) for own in names
+        )
+
+    def in_given_names(self, text: str) -> str:
+        """The text with each field called as the config itself calls it, such as n_embd for hidden_size."""
+
+        def given(match: re.Match[str]) -> str:
+            own = self.data.attribute_map.get(match[0], match[0])
+            return self._given_names.get(own, match[0])
+
+        return re.sub(r"(?<![.\w'])\w+\b(?![.'])", given, text)
 
     def _wrong(self, name: str, wanted: str, value: Any) -> ConfigError:
-        shown = next((n for n in (name, self.data.attribute_map.get(name, name)) if n in self._values), name)
+        shown = self._given_names.get(self.data.attribute_map.get(name, name), name)
         return ConfigError(f"{self._where}{shown} {wanted}, not {show(value)}", field=shown)

@@ -54,7 +54,7 @@ def feed_forward_of_layer(fields: Fields, index: int) -> Block:
 
 def blocks_before_gemma3n(fields: Fields) -> tuple[Block, ...]:
     """Inputs per layer, and the projections that open the streams and join them again."""
-    hidden, streams = fields.size("hidden_size"), fields.size("altup_num_inputs")
+    hidden, streams = fields.size("hidden_size"), fields.layers("altup_num_inputs")
     weights: tuple[Weight, ...] = ()
     for index in range(streams - 1):
         weights += linear(f"altup_projections.{index}", hidden, hidden)

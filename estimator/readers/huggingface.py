@@ -29,8 +29,8 @@ def read_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, str | Non
         return _read_native(values), _named_class(values), ()
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join((*FAMILIES, NATIVE_MODEL_TYPE))
-        what = "no model_type" if model_type is None else f"model_type {show(model_type)}"
-        raise UnsupportedModelError(f"{what} is not supported; supported are {supported}")
+        what = "names no model_type" if model_type is None else f"has model_type {show(model_type)}"
+        raise UnsupportedModelError(f"config.json {what}; those that can be built are {supported}")
     family = FAMILIES[model_type]
     hf_class, warnings = _choose_class(family, values)
     _check_fields(model_type, family, values)
@@ -48,21 +48,31 @@ def read_config(values: Mapping[str, Any]) -> tuple[TransformerConfig, str | Non
 
 
 def read_dtype(values: Mapping[str, Any]) -> str | None:
-    """The number type that config.json, or its text_config, names (fp32, fp16, bf16), or None.
+    """The number type that config.json, or else its text_config, names (fp32, fp16, bf16), or None.
 
     How quantised weights are stored beside it says `quantization_config.read_quantization`.
 
     Raises:
-        ConfigError: the type is none of these.
+        ConfigError: the type is none of these, or dtype and torch_dtype name two.
     """
+    named = [_dtype(name, values[name]) for name in ("dtype", "torch_dtype") if values.get(name) is not None]
+    found = {dtype for dtype in named if dtype is not None}
+    if len(found) > 1:
+        raise ConfigError(
+            f"dtype {show(values['dtype'])} contradicts torch_dtype {show(values['torch_dtype'])}", field="dtype"
+        )
     inner = values.get("text_config")
-    tables = (values, inner) if isinstance(inner, Mapping) else (values,)
-    name = next((t[key] for t in tables for key in ("dtype", "torch_dtype") if t.get(key)), None)
-    if name is None or name == "auto":
+    if not named and isinstance(inner, Mapping):
+        return read_dtype({name: inner.get(name) for name in ("dtype", "torch_dtype")})
+    return found.pop() if found else None
+
+
+def _dtype(field: str, name: object) -> str | None:
+    if name == "auto":
         return None
     short = name.removeprefix("torch.") if isinstance(name, str) else ""
     if short not in _DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, not {show(name)}", field="dtype")
+        raise ConfigError(f"{field} must be one of {', '.join(_DTYPES)}, not {show(name)}", field=field)
     return _DTYPES[short]
 
 

@@ -164,7 +164,7 @@ def _cached_elements(layer: Any, tokens: int) -> int:
 
 
 def _probed_blocks(weights: tuple[Weight, ...], probes: list[_Probe]) -> Iterator[Block]:
-    """Caches, products of tokens with tokens, and products per token that no linear explains; none if they do not fit."""
+    """Caches, products of tokens with tokens, and FLOPs per token that no matrix explains; none if they do not fit."""
     if not probes or len({probe.cache for probe in probes}) != 1:
         return
     square, linear = _parabola(probes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from estimator.blocks import embedding, feed_forward, head, linear, norm
+from estimator.errors import ConfigError
 from estimator.network import Block, Layer, Network, Weight
 from estimator.readers.decoder_families import DECODERS
 from estimator.readers.decoders import Decoder, decoder_network, decoder_stack
@@ -85,7 +86,10 @@ def _mistral3(parts: Parts) -> tuple[Block, ...]:
 
 
 def _internvl(parts: Parts) -> tuple[Block, ...]:
-    factor = int(1 / parts.fields.number("downsample_ratio"))
+    ratio = parts.fields.number("downsample_ratio")
+    if not 1e-3 <= ratio <= 1:
+        raise ConfigError("downsample_ratio must be from 0.001 to 1", field="downsample_ratio")
+    factor = int(1 / ratio)
     sizes = (parts.vision_size * factor**2, parts.text_size, parts.text_size)
     return (projection(_NAME, sizes, positions=merged_patches(parts.patches, factor), norm="layer_norm"),)
 

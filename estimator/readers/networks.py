@@ -27,6 +27,7 @@ _ACTIVATION_FIELDS = (
     "text_config.hidden_activation",
 )
 
+_MAX_BLOCKS = 200_000  # of a model with as many layers as can be, and two stacks
 Reader = Callable[[Fields], Network]
 # Only heads over the vocabulary share the token table.
 _TIED_TASKS = ("causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "pretraining", "speech_seq2seq")
@@ -89,12 +90,24 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
     if name != values.get("model_type"):
         warnings.insert(0, f"read as model_type {name}, of {hf_class}")
     fields = Fields(values, data, task=data.classes[hf_class])
-    network = reader(fields)
-    if fields.task not in _TIED_TASKS:
-        fields.ignore("tie_word_embeddings")
-    fields.check_all_read()
+    try:
+        network = reader(fields)
+        if fields.task not in _TIED_TASKS:
+            fields.ignore("tie_word_embeddings")
+        fields.check_all_read()
+        _check_blocks(network)
+    except ConfigError as error:  # readers speak of the fields as most families call them
+        field = None if error.field is None else fields.in_given_names(error.field)
+        raise ConfigError(fields.in_given_names(str(error)), field=field) from error
     network = replace(network, hidden_act=_hidden_act(fields))
     return network, hf_class, (*warnings, *fields.warnings)
+
+
+def _check_blocks(network: Network) -> None:
+    """Refuses what would take minutes to count: every layer may hold many blocks, and there may be many layers."""
+    blocks = sum(len(layer.blocks) for stack in network.stacks for layer in stack.layers)
+    if blocks > _MAX_BLOCKS:
+        raise ConfigError(f"the layers have {blocks:,} blocks together; at most {_MAX_BLOCKS:,} can be sized")
 
 
 def _hidden_act(fields: Fields) -> str:
@@ -138,6 +151,9 @@ def _choose_class(data: FamilyData, values: Mapping[str, Any]) -> tuple[str, lis
             raise UnsupportedModelError(f"model_type {data.model_type} has no class of its own")
         return data.default_class, [f"config.json names no class in architectures; read as {data.default_class}"]
     if names[0] not in data.classes:
+        same = [known for known in data.classes if known.lower() == names[0].lower()]
+        if len(same) == 1:  # as it was spelled before transformers had it
+            return same[0], [f"class {show(names[0])} read as {same[0]}"]
         if values.get("auto_map") and (known := _same_head(data, names[0])):
             return known, [f"class {show(names[0])} is the publisher's own; read as {known}"]
         raise UnsupportedModelError(

@@ -276,6 +276,7 @@ def _embeddings(fields: Fields, facts: Seq2Seq, side: Side, *, is_decoder: bool)
     own = facts.target_vocabulary(fields) if facts.target_vocabulary else None
     is_shared = _is_tied(fields, facts) and own is None
     source = facts.source_vocabulary(fields) if facts.source_vocabulary else vocabulary
+    source = vocabulary if is_shared else source  # a table that both sides use is the target's
     alone = fields.task == "causal_lm" or facts.front is not None
     if not is_decoder and not is_shared and facts.has_shared and own is None:
         yield idle(embedding("shared", vocabulary, hidden))
