@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from estimator.measuring.fingerprint import host_fingerprint
-from estimator.measuring.records import DeviceFingerprint, Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.records import (
+    DeviceFingerprint,
+    MachineState,
+    Measurement,
+    MeasurementPlan,
+    PhaseLatency,
+    RequestLatency,
+)
 from estimator.measuring.runner import measure
 
-__all__ = ["DeviceFingerprint", "Measurement", "MeasurementPlan", "PhaseLatency", "host_fingerprint", "measure"]
+__all__ = [
+    "DeviceFingerprint",
+    "MachineState",
+    "Measurement",
+    "MeasurementPlan",
+    "PhaseLatency",
+    "RequestLatency",
+    "host_fingerprint",
+    "measure",
+]

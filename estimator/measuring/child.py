@@ -24,8 +24,10 @@ import psutil
 from estimator.config import TransformerConfig
 from estimator.errors import EstimatorError, InputError
 from estimator.measuring.cores import choose_cores, others_cpu_s
-from estimator.measuring.protocol import measure_paired, measure_quiet
+from estimator.measuring.machine_state import read_machine_state
+from estimator.measuring.protocol import MIN_PAIRS, measure_paired, measure_quiet
 from estimator.measuring.records import MeasurementPlan
+from estimator.measuring.whole_request import middle_past_length, request_call
 from estimator.measuring.yardstick import YARDSTICKS, choose_yardstick, is_parallel, yardstick_input, yardstick_model
 from estimator.onnx_builder import read_config
 from estimator.ort_session import make_inputs, open_session, past_names
@@ -34,6 +36,8 @@ from estimator.workload import Workload
 __all__ = ["main"]
 
 _CALIBRATION_S = 0.6
+# A request takes a hundred times as long as a step, and is longer than most of what disturbs it.
+_MIN_REQUESTS = 5
 _SHARE_S = 0.05
 _REST_S = 0.05
 # Others may use so much of the machine's cores while the yardsticks are calibrated: with half of two cores busy the
@@ -64,8 +68,10 @@ def main() -> int:
 def _measure(request: dict[str, Any]) -> dict[str, Any]:
     path, provider, num_threads = request["path"], request["provider"], request["num_threads"]
     plan, workload = MeasurementPlan(**request["plan"]), Workload(**request["workload"])
-    _pin(num_threads)
+    cores = _pin(num_threads)
     config = read_config(path)  # onnx is loaded, and its copy of the file freed, before the baseline
+    if request["whole_request"] and not config.is_causal:
+        raise InputError("an encoder generates no tokens; only a decoder has a whole request")
     baseline_bytes = _reset_peak()
     calls = _phase_inputs(config, workload, plan.seed)  # the past key-values are part of what the model takes
     started = time.perf_counter()
@@ -78,10 +84,28 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     if "decode" in bound:
         bound["decode"]()
     peak_bytes = _peak_bytes() - baseline_bytes
+    if request["whole_request"]:
+        step = _step_inputs(config, workload, middle_past_length(workload), plan.seed)
+        calls["step"], bound["step"] = step, _bind(session, step, provider)
+        bound["request"] = request_call(session, config, workload, device=_device(provider), seed=plan.seed)
+    return {
+        "load_s": load_s,
+        "first_inference_s": first_inference_s,
+        "peak_memory_bytes": max(0, peak_bytes),
+        "past_length": {phase: _past_length(inputs) for phase, inputs in calls.items()},
+        **_time(bound, plan, num_threads, cores, request["calibration_attempts"]),
+    }
+
+
+def _time(
+    calls: dict[str, Callable[[], None]], plan: MeasurementPlan, num_threads: int, cores: list[int], attempts: int
+) -> dict[str, Any]:
+    """Every call beside its yardstick, the yardsticks' quiet times if they are wanted, and the machine's state."""
     yardsticks = {name: _yardstick(name, num_threads) for name in YARDSTICKS}
-    quiet = _calibrate(yardsticks, request["calibration_attempts"]) if request["calibration_attempts"] else None
-    parallel = {phase: is_parallel(_helper_share(call)) for phase, call in bound.items()}
-    chosen = {phase: choose_yardstick(phase, num_threads=num_threads, parallel=parallel[phase]) for phase in bound}
+    quiet = _calibrate(yardsticks, attempts) if attempts else None
+    before = read_machine_state(cores)
+    parallel = {phase: is_parallel(_helper_share(call)) for phase, call in calls.items()}
+    chosen = {phase: choose_yardstick(phase, num_threads=num_threads, parallel=parallel[phase]) for phase in calls}
     blocks = {
         phase: measure_paired(
             call,
@@ -90,17 +114,15 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
             precision=plan.precision,
             max_seconds=plan.max_seconds,
             seed=plan.seed,
+            min_pairs=_MIN_REQUESTS if phase == "request" else MIN_PAIRS,
         )
-        for phase, call in bound.items()
+        for phase, call in calls.items()
     }
     return {
-        "load_s": load_s,
-        "first_inference_s": first_inference_s,
-        "peak_memory_bytes": max(0, peak_bytes),
         "quiet": quiet,
         "yardstick": chosen,
         "blocks": {phase: asdict(found) for phase, found in blocks.items()},
-        "past_length": {phase: _past_length(inputs) for phase, inputs in calls.items()},
+        "machine": {"before": asdict(before), "after": asdict(read_machine_state(cores))},
     }
 
 
@@ -142,9 +164,12 @@ def _phase_inputs(config: TransformerConfig, workload: Workload, seed: int) -> d
     if config.is_causal:
         is_bounded = config.position_embedding == "learned"
         most = config.max_position_embeddings - 1 if is_bounded else workload.context_length
-        past = min(workload.context_length, most)
-        phases["decode"] = make_inputs(config, batch_size=batch, sequence_length=1, past_length=past, seed=seed)
+        phases["decode"] = _step_inputs(config, workload, min(workload.context_length, most), seed)
     return phases
+
+
+def _step_inputs(config: TransformerConfig, workload: Workload, past_length: int, seed: int) -> dict[str, Any]:
+    return make_inputs(config, batch_size=workload.batch_size, sequence_length=1, past_length=past_length, seed=seed)
 
 
 def _past_length(inputs: dict[str, Any]) -> int:
@@ -154,7 +179,7 @@ def _past_length(inputs: dict[str, Any]) -> int:
 
 def _bind(session: onnxruntime.InferenceSession, inputs: dict[str, Any], provider: str) -> Callable[[], None]:
     """A call that runs the session on inputs that already lie where it reads them."""
-    device = "cuda" if provider == "cuda" else "cpu"
+    device = _device(provider)
     binding = session.io_binding()
     for name, array in inputs.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
@@ -168,6 +193,10 @@ def _bind(session: onnxruntime.InferenceSession, inputs: dict[str, Any], provide
     return call
 
 
+def _device(provider: str) -> str:
+    return "cuda" if provider == "cuda" else "cpu"
+
+
 def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -176,11 +205,12 @@ def _yardstick(name: str, num_threads: int) -> Callable[[], None]:
     return _bind(session, yardstick_input(name), "cpu")
 
 
-def _pin(num_threads: int) -> None:
-    """Keeps this process on as many physical cores as it has threads, where the platform allows it."""
-    process = psutil.Process()
+def _pin(num_threads: int) -> list[int]:
+    """Keeps this process on as many physical cores as it has threads, where the platform allows it; those cores."""
+    process, cores = psutil.Process(), choose_cores(num_threads)
     if hasattr(process, "cpu_affinity"):
-        process.cpu_affinity(choose_cores(num_threads))
+        process.cpu_affinity(cores)
+    return cores
 
 
 def _reset_peak() -> int:

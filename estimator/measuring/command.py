@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import shlex
 import shutil
@@ -12,13 +13,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimator.config import TransformerConfig
 from estimator.errors import InputError, StorageFullError
-from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.records import MachineState, Measurement, MeasurementPlan, PhaseLatency, RequestLatency
 from estimator.measuring.runner import measure
 from estimator.memory import estimate_memory
 from estimator.ort_session import PROVIDERS, provider_name
@@ -35,9 +36,12 @@ examples:
   estimator measure gpt2 --sequence-length 256
   estimator measure path/to/config.json --weight-dtype int8 --threads 1
   estimator measure model.onnx --json
+  estimator measure gpt2 --sequence-length 32,128,512 --batch-size 1,8
+  estimator measure gpt2 --generate 64 --whole-request
 
 A config is built as ONNX with random weights, which take as long as trained ones. The latency is normalised: the
 paired ratio to a fixed graph, times what that graph takes on this machine when it is quiet. docs/measuring.md says how.
+Several sizes, with commas, are measured one after another in every combination, each in a process of its own.
 """
 
 
@@ -62,12 +66,16 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="config.json, its folder, a bundled model, or our .onnx file")
-    parser.add_argument("--batch-size", type=int, default=workload.batch_size, metavar="N", help="(%(default)s)")
+    for option, default, what in (
+        ("--batch-size", workload.batch_size, "sequences at once"),
+        ("--sequence-length", workload.prompt_length, "prompt tokens"),
+        ("--generate", 0, "tokens generated before the measured one"),
+    ):
+        parser.add_argument(
+            option, type=_sizes, default=(default,), metavar="N,...", help=f"{what}, one or several ({default})"
+        )
     parser.add_argument(
-        "--sequence-length", type=int, default=workload.prompt_length, metavar="N", help="prompt tokens (%(default)s)"
-    )
-    parser.add_argument(
-        "--generate", type=int, default=0, metavar="N", help="tokens generated before the measured one (%(default)s)"
+        "--whole-request", action="store_true", help="also the prompt and all --generate tokens run in a row"
     )
     parser.add_argument("--weight-dtype", choices=BUILD_DTYPES, help="(fp32; an .onnx file has its own)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (all physical cores)")
@@ -95,26 +103,51 @@ def run(args: argparse.Namespace) -> int:
     )
     # What is wrong is refused before a model is built for it.
     provider_name(args.provider)
-    Workload(batch_size=args.batch_size, prompt_length=args.sequence_length, generated_length=args.generate)
+    workloads = _workloads(args)
     with _tidy_end(), tempfile.TemporaryDirectory(prefix="archfront-") as folder:
         subject = _subject(args, Path(folder))
-        workload = Workload(
-            batch_size=args.batch_size,
-            prompt_length=args.sequence_length,
-            generated_length=args.generate,
-            weight_dtype=subject.weight_dtype.partition("-")[0],
-        )
-        _talk("measuring in a child process ...")
-        measurement = measure(subject.path, workload, plan=plan, provider=args.provider)
-    predicted = estimate_memory(subject.config, workload, stored_bytes=subject.weight_bytes).total_bytes
+        found = [_measure(subject, workload, plan, args) for workload in workloads]
     if args.json:
-        json.dump(_document(measurement, subject.weight_dtype, predicted), sys.stdout, indent=2)
+        documents = [_document(measurement, subject.weight_dtype, predicted) for measurement, predicted in found]
+        json.dump(documents[0] if len(documents) == 1 else {"workloads": documents}, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        sys.stdout.write(_table(measurement, predicted))
+        sys.stdout.write("\n".join(_table(measurement, predicted) for measurement, predicted in found))
         if not args.source.endswith(".onnx"):
             _talk(f"next: estimator size {shlex.quote(args.source)} --explain")
     return 0
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, each once."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, or several with commas between") from None
+
+
+def _workloads(args: argparse.Namespace) -> list[Workload]:
+    """Every combination of batch size, prompt and generated tokens that was asked for."""
+    if args.whole_request and 0 in args.generate:
+        raise InputError("--whole-request runs the generated tokens in a row; give --generate a number of at least 1")
+    return [
+        Workload(batch_size=batch, prompt_length=prompt, generated_length=generated)
+        for batch, prompt, generated in itertools.product(args.batch_size, args.sequence_length, args.generate)
+    ]
+
+
+def _measure(
+    subject: _Subject, workload: Workload, plan: MeasurementPlan, args: argparse.Namespace
+) -> tuple[Measurement, int]:
+    """The measurement of one workload, and the memory in bytes that the model of it predicts."""
+    workload = replace(workload, weight_dtype=subject.weight_dtype.partition("-")[0])
+    _talk(f"measuring {_sizes_of(workload)} in a child process ...")
+    found = measure(subject.path, workload, plan=plan, provider=args.provider, whole_request=args.whole_request)
+    return found, estimate_memory(subject.config, workload, stored_bytes=subject.weight_bytes).total_bytes
+
+
+def _sizes_of(workload: Workload) -> str:
+    return f"batch {workload.batch_size}, prompt {workload.prompt_length}, generated {workload.generated_length}"
 
 
 @contextlib.contextmanager
@@ -175,11 +208,13 @@ def _document(measurement: Measurement, weight_dtype: str, predicted_bytes: int)
     return {
         "prefill": whole["prefill"],
         "decode": whole["decode"],
+        "request": whole["request"],
         "memory": {"peak_bytes": measurement.peak_memory_bytes, "predicted_bytes": predicted_bytes},
         "load_s": measurement.load_s,
         "first_inference_s": measurement.first_inference_s,
         "workload": whole["workload"],
         "device": whole["device"] | {"hash": measurement.device.hash},
+        "machine": {"before": whole["machine_before"], "after": whole["machine_after"]},
         "protocol": whole["plan"],
         "artifact": {
             "sha256": measurement.artifact_sha256,
@@ -189,6 +224,7 @@ def _document(measurement: Measurement, weight_dtype: str, predicted_bytes: int)
         "origins": {
             "prefill": "measured",
             "decode": "measured",
+            "request": "measured",
             "memory.peak_bytes": "measured",
             "memory.predicted_bytes": "modelled",
         },
@@ -197,19 +233,18 @@ def _document(measurement: Measurement, weight_dtype: str, predicted_bytes: int)
 
 
 def _table(measurement: Measurement, predicted_bytes: int) -> str:
-    device = measurement.device
+    device, request = measurement.device, measurement.request
+    phases = (measurement.prefill, measurement.decode, None if request is None else request.measured)
     lines = [
         f"{device.cpu_model or device.architecture}, {device.num_threads} threads, "
-        f"ONNX Runtime {device.onnxruntime_version} on {device.provider}",
-        f"{'':<10}{'normalised':>12}{'95 % interval':>24}{'raw median':>14}{'p90':>14}  verdict",
-        _line(measurement.prefill),
-    ]
-    if measurement.decode is not None:
-        lines.append(_line(measurement.decode))
-    lines += [
+        f"ONNX Runtime {device.onnxruntime_version} on {device.provider}; {_sizes_of(measurement.workload)}",
+        f"{'':<8}{'normalised':>13}{'95 % interval':>24}{'raw median':>14}{'p90':>14}{'p99':>14}  verdict",
+        *(_line(phase) for phase in phases if phase is not None),
+        *([] if request is None else [_request_line(request)]),
         f"peak memory {measurement.peak_memory_bytes / 1e6:.1f} MB measured, {predicted_bytes / 1e6:.1f} MB modelled",
         f"file {measurement.file_bytes / 1e6:.2f} MB, loaded in {measurement.load_s:.3f} s, "
         f"first call {measurement.first_inference_s:.3f} s",
+        *_state_line(measurement.machine_before, measurement.machine_after),
         *(f"warning: {text}" for text in measurement.warnings),
     ]
     return "\n".join(lines) + "\n"
@@ -217,10 +252,34 @@ def _table(measurement: Measurement, predicted_bytes: int) -> str:
 
 def _line(phase: PhaseLatency) -> str:
     interval = f"[{phase.low_s * 1e3:.3f}, {phase.high_s * 1e3:.3f}] ms"
+    raw = "".join(f"{value * 1e3:>11.3f} ms" for value in (phase.raw_median_s, phase.p90_s, phase.p99_s))
+    return f"{phase.phase:<8}{phase.normalised_s * 1e3:>10.3f} ms{interval:>24}{raw}  {phase.verdict}"
+
+
+def _request_line(request: RequestLatency) -> str:
     return (
-        f"{phase.phase:<10}{phase.normalised_s * 1e3:>9.3f} ms{interval:>24}"
-        f"{phase.raw_median_s * 1e3:>11.3f} ms{phase.p90_s * 1e3:>11.3f} ms  {phase.verdict}"
+        f"request from its parts {request.composed_s * 1e3:.3f} ms (prefill and {request.num_steps} times a step of "
+        f"{request.step.normalised_s * 1e3:.3f} ms); measured whole {request.difference:+.1%}"
     )
+
+
+def _state_line(before: MachineState | None, after: MachineState | None) -> list[str]:
+    """Clock and heat before and after the timing, as far as they are known."""
+    if before is None or after is None:
+        return []
+    pairs = [
+        (f"{before.frequency_hz / 1e9:.2f} to {after.frequency_hz / 1e9:.2f} GHz")
+        if before.frequency_hz and after.frequency_hz
+        else "",
+        f"{before.temperature_celsius:.0f} to {after.temperature_celsius:.0f} °C"
+        if before.temperature_celsius is not None and after.temperature_celsius is not None
+        else "",
+        f"governor {after.governor}" if after.governor else "",
+        f"slowed by heat {after.num_throttles - before.num_throttles} times"
+        if before.num_throttles is not None and after.num_throttles is not None
+        else "",
+    ]
+    return [f"cores: {', '.join(text for text in pairs if text)}"] if any(pairs) else []
 
 
 def _talk(text: str) -> None:

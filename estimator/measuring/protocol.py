@@ -23,6 +23,7 @@ from estimator.measuring.statistics import block_means, block_medians, bootstrap
 
 __all__ = [
     "BUSY_CONTENTION",
+    "MIN_PAIRS",
     "MOST_CONTENTION",
     "NOISY_PRECISION",
     "Blocks",
@@ -92,6 +93,7 @@ class PairedLatency:
     high_s: float
     raw_median_s: float
     p90_s: float
+    p99_s: float
     contention: float
     verdict: str
 
@@ -104,17 +106,21 @@ def measure_paired(
     precision: float,
     max_seconds: float,
     seed: int,
+    min_pairs: int = MIN_PAIRS,
     clock: Clock = time.perf_counter,
 ) -> Blocks:
-    """Alternates blocks until the interval of the ratio is within `precision` or `max_seconds` are spent."""
+    """Alternates blocks until the interval of the ratio is within `precision` or `max_seconds` are spent.
+
+    The interval is first looked at after twice `min_pairs` pairs; the time ends the measurement after `min_pairs`.
+    """
     candidate_calls, yardstick_calls = _block_sizes(_warm_up(candidate, clock), _warm_up(yardstick, clock))
-    started, next_check = clock(), 2 * MIN_PAIRS
+    started, next_check = clock(), 2 * min_pairs
     yardsticks = [_block(yardstick, yardstick_calls, clock)]
     candidates: list[tuple[float, ...]] = []
     while True:
         candidates.append(_block(candidate, candidate_calls, clock))
         yardsticks.append(_block(yardstick, yardstick_calls, clock))
-        is_late = len(candidates) >= MIN_PAIRS and clock() - started >= max_seconds
+        is_late = len(candidates) >= min_pairs and clock() - started >= max_seconds
         if not is_late and len(candidates) < next_check:
             continue
         next_check = math.ceil(_CHECK_GROWTH * len(candidates))
@@ -160,6 +166,7 @@ def judge(blocks: Blocks, *, quiet_s: float, seed: int) -> PairedLatency:
         high_s=high * quiet_s,
         raw_median_s=percentile(raw, 50),
         p90_s=percentile(raw, 90),
+        p99_s=percentile(raw, 99),
         contention=contention,
         verdict=verdict,
     )

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from estimator.errors import InputError
+from estimator.measuring.statistics import percentile
 from estimator.workload import Workload
 
-__all__ = ["VERDICTS", "DeviceFingerprint", "Measurement", "MeasurementPlan", "PhaseLatency"]
+__all__ = [
+    "VERDICTS",
+    "DeviceFingerprint",
+    "MachineState",
+    "Measurement",
+    "MeasurementPlan",
+    "PhaseLatency",
+    "RequestLatency",
+]
 
 # quiet: the yardstick ran at its quiet speed. corrected: it was slower, but the paired ratio is known well.
 # noisy: the interval of the ratio stayed wide, or the yardstick took over twice as long; decide nothing by this number.
@@ -82,8 +91,8 @@ class PhaseLatency:
     """Seconds of one call in one phase.
 
     `normalised_s` with its 95 % interval [low_s, high_s] is the paired ratio to the yardstick times the yardstick's
-    quiet time: what the call takes on this machine when nothing else runs. `raw_median_s` and `p90_s` are what the
-    clock said. `contention` is the yardstick's median over its quiet time: 1 on a quiet machine.
+    quiet time: what the call takes on this machine when nothing else runs. `raw_median_s`, `p90_s` and `p99_s` are what
+    the clock said. `contention` is the yardstick's median over its quiet time: 1 on a quiet machine.
     """
 
     phase: str
@@ -95,6 +104,7 @@ class PhaseLatency:
     high_s: float
     raw_median_s: float
     p90_s: float
+    p99_s: float
     contention: float
     verdict: str
     yardstick: str
@@ -107,7 +117,53 @@ class PhaseLatency:
         samples = {
             name: tuple(tuple(block) for block in values[name]) for name in ("raw_samples_s", "yardstick_samples_s")
         }
-        return cls(**{**values, **samples})
+        # Measurements that were kept before the record had a p99 have it in their samples.
+        p99_s = percentile([sample for block in samples["raw_samples_s"] for sample in block], 99)
+        return cls(**{"p99_s": p99_s, **values, **samples})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLatency:
+    """Seconds of a whole request: the prompt and `num_steps` generated tokens, one after another.
+
+    `measured` is the request run as one call. `composed_s` with [composed_low_s, composed_high_s] is prefill plus
+    `num_steps` times `step`, the decode step in the middle of the request, as an estimate puts it together.
+    """
+
+    num_steps: int
+    measured: PhaseLatency
+    step: PhaseLatency
+    composed_s: float
+    composed_low_s: float
+    composed_high_s: float
+
+    @property
+    def difference(self) -> float:
+        """The measured time over the composed one, less 1: 0.1 when the request takes a tenth longer than its parts."""
+        return self.measured.normalised_s / self.composed_s - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"difference": self.difference}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RequestLatency:
+        own = {name: value for name, value in values.items() if name != "difference"}
+        phases = {name: PhaseLatency.from_dict(values[name]) for name in ("measured", "step")}
+        return cls(**{**own, **phases})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
+    """The cores that were used, at one moment. Unknown is None.
+
+    `frequency_hz` is the mean over the cores; `num_throttles` counts how often heat has slowed them since the machine
+    started; `temperature_celsius` is that of the machine's hottest sensor.
+    """
+
+    frequency_hz: float | None
+    governor: str | None
+    num_throttles: int | None
+    temperature_celsius: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +171,9 @@ class Measurement:
     """One ONNX file on one machine. `decode` is None for an encoder.
 
     `peak_memory_bytes` is the child's peak resident memory over its own before the file was loaded, through loading and
-    the first call of each phase. `to_dict` and `from_dict` round-trip through JSON.
+    the first call of each phase. `request` is None unless a whole request was asked for; `machine_before` and
+    `machine_after` are the machine's states around the timing, None in measurements that were kept before there were
+    any. `to_dict` and `from_dict` round-trip through JSON.
     """
 
     artifact_sha256: str
@@ -129,20 +187,26 @@ class Measurement:
     first_inference_s: float
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
+    request: RequestLatency | None = None
+    machine_before: MachineState | None = None
+    machine_after: MachineState | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"device": self.device.to_dict(), "warnings": list(self.warnings)}
+        request = None if self.request is None else self.request.to_dict()
+        return asdict(self) | {"device": self.device.to_dict(), "warnings": list(self.warnings), "request": request}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
-        return cls(
-            **{
-                **values,
-                "workload": Workload(**values["workload"]),
-                "plan": MeasurementPlan(**values["plan"]),
-                "device": DeviceFingerprint.from_dict(values["device"]),
-                "prefill": PhaseLatency.from_dict(values["prefill"]),
-                "decode": None if values["decode"] is None else PhaseLatency.from_dict(values["decode"]),
-                "warnings": tuple(values["warnings"]),
-            }
-        )
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "workload": lambda value: Workload(**value),
+            "plan": lambda value: MeasurementPlan(**value),
+            "device": DeviceFingerprint.from_dict,
+            "prefill": PhaseLatency.from_dict,
+            "decode": PhaseLatency.from_dict,
+            "warnings": tuple,
+            "request": RequestLatency.from_dict,
+            "machine_before": lambda value: MachineState(**value),
+            "machine_after": lambda value: MachineState(**value),
+        }
+        known = {name: kind(values[name]) for name, kind in kinds.items() if values.get(name) is not None}
+        return cls(**{**values, **known})

@@ -22,7 +22,7 @@ from estimator.measuring.cores import default_num_threads
 from estimator.measuring.fingerprint import host_fingerprint
 from estimator.measuring.protocol import Blocks, judge
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
-from estimator.measuring.records import Measurement, MeasurementPlan, PhaseLatency
+from estimator.measuring.records import MachineState, Measurement, MeasurementPlan, PhaseLatency, RequestLatency
 from estimator.ort_session import NO_TELEMETRY
 from estimator.workload import Workload
 
@@ -36,12 +36,18 @@ _MEMORY_ADVICE = "memory ran out; a smaller batch, prompt or model may fit"
 
 
 def measure(
-    path: str | Path, workload: Workload | None = None, *, plan: MeasurementPlan | None = None, provider: str = "cpu"
+    path: str | Path,
+    workload: Workload | None = None,
+    *,
+    plan: MeasurementPlan | None = None,
+    provider: str = "cpu",
+    whole_request: bool = False,
 ) -> Measurement:
     """Latency of both phases and peak memory of an ONNX file that `build_onnx` wrote, on this machine.
 
     The work is done in a child process of its own: a fresh memory arena, a fixed thread count, a time limit. It is
-    gone when this function returns or raises, and it ends itself when this process is killed.
+    gone when this function returns or raises, and it ends itself when this process is killed. With `whole_request` the
+    prompt and all generated tokens are also run in a row, a dozen times or more.
 
     Raises:
         CorruptFileError: the file is missing or is not one of ours.
@@ -52,6 +58,8 @@ def measure(
     cores = psutil.cpu_count() or 1
     if plan.num_threads is not None and plan.num_threads > cores:
         raise InputError(f"num_threads {plan.num_threads} is more than the {cores} cores of this machine")
+    if whole_request and not workload.generated_length:
+        raise InputError("a whole request has generated tokens; generated_length must be at least 1, not 0")
     sha256, file_bytes = _identify(path)
     device = host_fingerprint(provider=provider, num_threads=plan.num_threads)
     known, warning = known_quiet_times(device)
@@ -62,6 +70,7 @@ def measure(
         "num_threads": plan.num_threads or default_num_threads(),
         "plan": asdict(plan),
         "workload": asdict(workload),
+        "whole_request": whole_request,
         "calibration_attempts": _calibration_attempts(known),
     }
     answer = _run_child(request, plan.time_limit_s)
@@ -85,6 +94,22 @@ def measure(
         first_inference_s=answer["first_inference_s"],
         peak_memory_bytes=answer["peak_memory_bytes"],
         warnings=(*warnings, *(text for phase in phases.values() for text in _doubts(phase))),
+        request=_request(phases, workload) if whole_request else None,
+        machine_before=MachineState(**answer["machine"]["before"]),
+        machine_after=MachineState(**answer["machine"]["after"]),
+    )
+
+
+def _request(phases: dict[str, PhaseLatency], workload: Workload) -> RequestLatency:
+    """The request beside the sum of its parts; the interval of the sum holds if either part lies at its end."""
+    prefill, step, num_steps = phases["prefill"], phases["step"], workload.generated_length
+    return RequestLatency(
+        num_steps=num_steps,
+        measured=phases["request"],
+        step=step,
+        composed_s=prefill.normalised_s + num_steps * step.normalised_s,
+        composed_low_s=prefill.low_s + num_steps * step.low_s,
+        composed_high_s=prefill.high_s + num_steps * step.high_s,
     )
 
 
@@ -191,8 +216,8 @@ def _phase(
     return PhaseLatency(
         phase=name,
         batch_size=workload.batch_size,
-        sequence_length=workload.prompt_length if name == "prefill" else 1,
-        past_length=answer["past_length"][name],
+        sequence_length=workload.prompt_length if name in ("prefill", "request") else 1,
+        past_length=answer["past_length"].get(name, 0),
         **asdict(latency),
         yardstick=yardstick,
         yardstick_quiet_s=quiet_s[yardstick],

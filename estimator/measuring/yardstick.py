@@ -39,7 +39,7 @@ def choose_yardstick(phase: str, *, num_threads: int, parallel: bool) -> str:
 
     With one thread allowed, all decoding is measured by the step.
     """
-    if not parallel and (num_threads > 1 or phase == "decode"):
+    if not parallel and (num_threads > 1 or phase != "prefill"):
         return "step-4"
     return "compute-3" if phase == "prefill" else "stream-3"
 

@@ -44,13 +44,36 @@ def test_json_has_the_keys_of_the_contract(config_file: Path, capsys: pytest.Cap
     assert main(["measure", str(config_file), *QUICK, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     for phase in ("prefill", "decode"):
-        assert {"normalised_s", "low_s", "high_s", "raw_median_s", "p90_s", "verdict"} <= set(document[phase])
+        assert {"normalised_s", "low_s", "high_s", "raw_median_s", "p90_s", "p99_s", "verdict"} <= set(document[phase])
     assert document["memory"]["peak_bytes"] > 0
     assert document["memory"]["predicted_bytes"] > 0
     assert document["device"]["num_threads"] == 1
     assert document["protocol"]["max_seconds"] == 0.1
     assert len(document["artifact"]["sha256"]) == 64
+    assert set(document["machine"]) == {"before", "after"}
+    assert document["request"] is None
     assert set(document["origins"].values()) == {"measured", "modelled"}
+
+
+def test_every_combination_of_sizes_is_measured(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two prompts and two batch sizes are four documents, each as for one workload alone, of one file."""
+    sizes = ("--sequence-length", "4,16,4", "--batch-size", "1,2")
+    assert main(["measure", str(config_file), *QUICK, *sizes, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"workloads"}
+    found = [(one["workload"]["batch_size"], one["prefill"]["sequence_length"]) for one in document["workloads"]]
+    assert found == [(1, 4), (1, 16), (2, 4), (2, 16)]
+    assert [one["decode"]["past_length"] for one in document["workloads"]] == [4, 16, 4, 16]
+    assert len({one["artifact"]["sha256"] for one in document["workloads"]}) == 1
+
+
+def test_whole_request_stands_beside_its_parts(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sum of prefill and steps, the time of the whole in a row, and how far they lie apart."""
+    request = ("--generate", "3", "--whole-request")
+    assert main(["measure", str(config_file), *QUICK, *request]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("request  ") for line in lines)
+    assert any("prefill and 3 times a step" in line and "measured whole" in line for line in lines)
 
 
 def test_file_of_ours_is_measured_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +105,10 @@ def test_table_shows_both_phases_and_the_next_step(config_file: Path, capsys: py
         (("--precision", "2"), 3, "precision"),
         (("--threads", "0"), 3, "num_threads"),
         (("--sequence-length", "0"), 3, "prompt_length"),
+        (("--sequence-length", "16,0"), 3, "prompt_length"),
+        (("--sequence-length", "16,many"), 2, "16,many"),
+        (("--batch-size", ""), 2, "whole number"),
+        (("--whole-request",), 3, "--generate"),
         (("--time-limit", "0.01"), 1, "time limit"),
     ],
 )

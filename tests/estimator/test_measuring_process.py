@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import psutil
 import pytest
 
@@ -19,8 +21,10 @@ from estimator.config import TransformerConfig
 from estimator.errors import CorruptFileError, InputError, MeasurementError
 from estimator.measuring import Measurement, MeasurementPlan, host_fingerprint, measure
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
+from estimator.measuring.whole_request import request_call
 from estimator.measuring.yardstick import YARDSTICKS
 from estimator.onnx_builder import build_onnx
+from estimator.ort_session import make_inputs, open_session
 from estimator.workload import Workload
 
 DECODER = TransformerConfig(
@@ -31,6 +35,17 @@ DECODER = TransformerConfig(
     num_key_value_heads=2,
     intermediate_size=64,
     max_position_embeddings=128,
+)
+ENCODER = TransformerConfig(
+    architecture="encoder",
+    head="masked_lm",
+    vocab_size=64,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=32,
+    position_embedding="learned",
 )
 PLAN = MeasurementPlan(num_threads=1, max_seconds=0.1, time_limit_s=120.0)
 WORKLOAD = Workload(prompt_length=16, generated_length=4)
@@ -69,27 +84,102 @@ def test_measurement_says_what_was_measured(decoder: Path) -> None:
         assert 0 < phase.low_s <= phase.normalised_s <= phase.high_s
         assert all(sample > 0 for block in phase.raw_samples_s for sample in block)
         assert len(phase.yardstick_samples_s) == len(phase.raw_samples_s) + 1
-        assert phase.p90_s >= phase.raw_median_s
+        assert phase.p99_s >= phase.p90_s >= phase.raw_median_s
     assert 0 < found.peak_memory_bytes < 500_000_000
     assert found.load_s > 0
     assert found.first_inference_s > 0
     assert Measurement.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
+def test_whole_request_is_measured_and_composed(decoder: Path) -> None:
+    """Prefill and three times the middle step, beside the same in a row; and the record survives JSON."""
+    found = measure(decoder, replace(WORKLOAD, generated_length=3), plan=PLAN, whole_request=True)
+    request = found.request
+    assert request is not None
+    assert (request.num_steps, request.step.past_length, request.measured.phase) == (3, 17, "request")
+    assert request.composed_s == pytest.approx(found.prefill.normalised_s + 3 * request.step.normalised_s)
+    assert request.composed_low_s <= request.composed_s <= request.composed_high_s
+    assert request.difference == pytest.approx(request.measured.normalised_s / request.composed_s - 1)
+    assert min(min(block) for block in request.measured.raw_samples_s) > 0
+    assert Measurement.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_whole_request_runs_what_the_model_would(decoder: Path) -> None:
+    """The last step's cache holds prompt and steps, and its logits are those of one call over all tokens."""
+    session = open_session(decoder, num_threads=1)
+    asked = Recorder(session)
+    workload = replace(WORKLOAD, generated_length=3)
+    request_call(asked, DECODER, workload, device="cpu", seed=0)()
+    names = [output.name for output in session.get_outputs()]
+    last = dict(zip(names, asked.written, strict=True))
+    assert last["present.0.key"].shape[2] == 16 + 3
+    whole = {"input_ids": np.concatenate(asked.tokens, axis=1), "position_ids": np.arange(19)[None]}
+    empty = make_inputs(DECODER, batch_size=1, sequence_length=19)
+    expected = dict(zip(names, session.run(None, empty | whole), strict=True))
+    for name, value in last.items():
+        wanted = expected[name][:, -1:] if name == "logits" else expected[name]
+        np.testing.assert_allclose(value[:, -1:] if name == "logits" else value, wanted, rtol=1e-4, atol=1e-5)
+
+
+class Recorder:
+    """A session that notes the tokens it is given and what the last call wrote."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.tokens: list[np.ndarray] = []
+        self.written: list[np.ndarray] = []
+
+    def get_outputs(self) -> list[onnxruntime.NodeArg]:
+        outputs: list[onnxruntime.NodeArg] = self._session.get_outputs()
+        return outputs
+
+    def io_binding(self) -> Binding:
+        return Binding(self)
+
+    def run_with_iobinding(self, binding: Binding) -> None:
+        self._session.run_with_iobinding(binding.binding)
+        self.written = [value.numpy() for value in binding.binding.get_outputs()]
+
+
+class Binding:
+    """An I/O binding that notes the tokens."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.binding = recorder._session.io_binding()
+        self._recorder = recorder
+
+    def bind_ortvalue_input(self, name: str, value: onnxruntime.OrtValue) -> None:
+        if name == "input_ids":
+            self._recorder.tokens.append(value.numpy())
+        self.binding.bind_ortvalue_input(name, value)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.binding, name)
+
+
+def test_encoder_has_no_whole_request(tmp_path: Path) -> None:
+    """An encoder generates nothing, and a request without generated tokens is prefill."""
+    path = build_onnx(ENCODER, path=tmp_path / "encoder.onnx").path
+    with pytest.raises(InputError, match="encoder"):
+        measure(path, Workload(prompt_length=16, generated_length=1), plan=PLAN, whole_request=True)
+    with pytest.raises(InputError, match="generated_length"):
+        measure(path, Workload(prompt_length=16), plan=PLAN, whole_request=True)
+
+
+def test_measurement_that_was_kept_earlier_is_read(decoder: Path) -> None:
+    """Records without p99, request and machine states, as stores of before hold them, get what their samples say."""
+    found = measure(decoder, WORKLOAD, plan=PLAN)
+    document = json.loads(json.dumps(found.to_dict()))
+    for name in ("request", "machine_before", "machine_after"):
+        del document[name]
+    for phase in ("prefill", "decode"):
+        del document[phase]["p99_s"]
+    assert Measurement.from_dict(document) == replace(found, machine_before=None, machine_after=None)
+
+
 def test_encoder_has_no_decode(tmp_path: Path) -> None:
     """An encoder is measured in prefill alone."""
-    encoder = TransformerConfig(
-        architecture="encoder",
-        head="masked_lm",
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        position_embedding="learned",
-    )
-    path = build_onnx(encoder, path=tmp_path / "encoder.onnx").path
+    path = build_onnx(ENCODER, path=tmp_path / "encoder.onnx").path
     assert measure(path, Workload(prompt_length=16), plan=PLAN).decode is None
 
 
