@@ -51,6 +51,8 @@ _MODULES = (
     "multimodal_kin",
     "gemma4_models",
     "looping_decoders",
+    "pyramids",
+    "seeing_pairs",
 )
 
 

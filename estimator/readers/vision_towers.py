@@ -198,6 +198,14 @@ TOWERS: Mapping[str, Vision] = {
     "idefics2_vision": _IDEFICS,
     "idefics3_vision": _IDEFICS,
     "internvl_vision": _INTERNVL,
+    "ovis2_vision": Vision(
+        norm="rms_norm",
+        pre_norm=True,
+        gated=True,
+        qkv_bias="qkv_bias",
+        output_bias="qkv_bias",
+        mlp_bias="mlp_bias",
+    ),
     "pixtral": Vision(
         norm="rms_norm",
         patch_bias=False,
