@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -23,12 +24,12 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """Every line of a shell block that starts with one of our commands."""
+    """Every line of a shell block that starts with one of our commands, up to a pipe."""
     for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             command = line.removeprefix("$ ")
             if command.partition(" ")[0] in PARSERS and " " in command:
-                yield shlex.split(command, comments=True)
+                yield list(itertools.takewhile(lambda word: word != "|", shlex.split(command, comments=True)))
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
