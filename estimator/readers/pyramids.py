@@ -163,8 +163,8 @@ def _convnext_layer(fields: Fields, width: int) -> Layer:
     weights = convolution("dwconv", width, width, (_KERNEL, _KERNEL), groups=width)
     feeding = feed_forward(hidden_size=width, intermediate_size=_WIDER * width, gated=False, bias=True)
     if "layer_scale_init_value" in fields.data.defaults:
-        extra = (Weight(name="layer_scale_parameter", shape=(width,), role="other"),)
-        extra = extra if fields.number("layer_scale_init_value") > 0 else ()
+        scale = Weight(name="layer_scale_parameter", shape=(width,), role="other")
+        extra: tuple[Weight, ...] = (scale,) if fields.number("layer_scale_init_value") > 0 else ()
     else:
         names = ("grn.weight", "grn.bias")
         extra = tuple(Weight(name=name, shape=(_WIDER * width,), role="norm") for name in names)
