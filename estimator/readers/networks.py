@@ -53,6 +53,7 @@ _MODULES = (
     "looping_decoders",
     "pyramids",
     "seeing_pairs",
+    "t5gemma2",
 )
 
 

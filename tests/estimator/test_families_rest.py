@@ -20,6 +20,7 @@ from estimator.readers import (
     odd_decoders,
     pyramids,
     seeing_pairs,
+    t5gemma2,
     vision_kin,
 )
 from estimator.readers.networks import read_network
@@ -35,6 +36,7 @@ MODULES = (
     odd_decoders,
     pyramids,
     seeing_pairs,
+    t5gemma2,
     vision_kin,
 )
 FAMILIES = sorted({name for module in MODULES for name in module.READERS})
@@ -290,6 +292,25 @@ def test_gemma_4_assistant_keeps_no_cache_and_has_the_flops_of_transformers(orde
     inputs = {"inputs_embeds": torch.zeros(1, 1, 128), "position_ids": torch.zeros(1, 1, dtype=torch.long)}
     counted = _counted(lambda: model(**inputs, shared_kv_states=shared))
     assert count_flops(network, Workload(prompt_length=LENGTH - 1)).decode_flops_per_token == counted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_merged_attention_has_the_flops_and_caches_of_transformers():
+    """t5gemma2: one attention over the decoder's own rows and the encoder's, with the same matrices."""
+    import torch
+
+    encoder = {"text_config": TEXT, "vision_config": VIT, "mm_tokens_per_image": 4, "eoi_token_index": 5}
+    values = {"encoder": encoder, "decoder": TEXT, "eoi_token_index": 5, "image_token_index": 7}
+    model = _model("T5Gemma2ForConditionalGeneration", **values)
+    network = _network(model)
+    ids = torch.zeros(1, LENGTH, dtype=torch.long)
+    ours = count_flops(network, Workload(prompt_length=LENGTH)).prefill_flops
+    assert ours == _counted(lambda: model(input_ids=ids, decoder_input_ids=ids[:, :1]))
+    with torch.no_grad():
+        output = model(input_ids=ids, decoder_input_ids=ids[:, :9], use_cache=True)
+    caches = output.get("past_key_values") or output.cache
+    both = _cache_bytes(caches.self_attention_cache) + _cache_bytes(caches.cross_attention_cache)
+    assert count_kv_cache_bytes(network, Workload(prompt_length=LENGTH, generated_length=8)) == both
 
 
 def test_dory_keeps_keys_and_values_of_the_last_loop_only_where_it_says_so():
