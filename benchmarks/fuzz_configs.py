@@ -16,13 +16,14 @@ from typing import Any
 
 from estimator.errors import InputError
 from estimator.explain import derive
+from estimator.network import Network
 from estimator.readers.family_data import family_data
 from estimator.readers.huggingface import read_dtype
 from estimator.readers.networks import network_families, read_network
 from estimator.sizing import estimate
 from estimator.workload import Workload
 
-__all__ = ["config_outcome", "good_config", "hostile_configs", "mutate_config"]
+__all__ = ["config_outcome", "good_config", "hostile_configs", "mutate_config", "reading_outcome"]
 
 _LONGEST_MESSAGE = 2000
 _INTEGERS = (0, 1, 2, 3, 7, 64, 1000, 4096, 4097, 10**6, 2**31 - 1, 2**31, 2**63, 10**30, 10**400, -1, -4096, -(2**63))
@@ -211,11 +212,24 @@ def config_outcome(values: Mapping[str, Any]) -> str:
 
     Anything but an InputError of one line is raised.
     """
+    return _outcome(values, _size)
+
+
+def reading_outcome(values: Mapping[str, Any]) -> str:
+    """The same for reading alone, without sizing."""
+    return _outcome(values, lambda _: None)
+
+
+def _size(network: Network) -> None:
+    result = estimate(network, Workload(prompt_length=64, generated_length=8), "a100-80gb")
+    json.dumps([result.to_dict(), [row.value for row in derive(result)]], allow_nan=False)
+
+
+def _outcome(values: Mapping[str, Any], use: Callable[[Network], None]) -> str:
     try:
         network, _, _ = read_network(values)
         read_dtype(values)
-        result = estimate(network, Workload(prompt_length=64, generated_length=8), "a100-80gb")
-        json.dumps([result.to_dict(), [row.value for row in derive(result)]], allow_nan=False)
+        use(network)
     except InputError as error:
         text = str(error)
         if "\n" in text or not 0 < len(text) <= _LONGEST_MESSAGE or not text.isprintable():

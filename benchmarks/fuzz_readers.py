@@ -1,10 +1,12 @@
-"""Feeds damaged and hostile files to the readers of weight files: none may crash, hang or take over 200 MB.
+"""Feeds damaged and hostile files to the readers: none may crash, hang or take over 200 MB.
 
-    python -m benchmarks.fuzz_readers --count 10000 --seed 0
+    python -m benchmarks.fuzz_readers --count 10000 --configs 10000 --seed 0
 
 Each file is a good one (safetensors, its index, GGUF, ONNX) with some bytes changed, cut, repeated or replaced by huge
 numbers. A reader must answer or raise an InputError of one line. Some files are hostile by construction: headers as
-large as the limits allow. All run in a child process, whose peak memory is printed with the slowest case.
+large as the limits allow. Each config.json is that of some family with one to five faults, and is read, sized and
+explained; those that are hostile by construction have as many layers and as long lists as can be, and are read. All run
+in a child process, whose peak memory is printed with the slowest case.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmarks.fuzz_configs import config_outcome, hostile_configs, mutate_config, reading_outcome
 from estimator.errors import InputError
 from estimator.readers.gguf_config import config_of_gguf
 from estimator.readers.weight_files import read_weight_file
@@ -228,6 +232,22 @@ def _fuzz(count: int, seed: int) -> None:
     _print(results=dict(results), slowest_s=slowest[0], slowest_case=slowest[1])
 
 
+def _fuzz_configs(count: int, seed: int) -> None:
+    """Runs in the child: prints one JSON object."""
+    cases = ((f"case {index}", mutate_config(random.Random(f"{seed} {index}"))) for index in range(count))
+    _run_configs(cases, config_outcome)
+
+
+def _run_configs(cases: Iterator[tuple[str, dict[str, Any]]], run: Callable[[dict[str, Any]], str]) -> None:
+    results: Counter[str] = Counter()
+    slowest = (0.0, "")
+    for name, values in cases:
+        begin = time.process_time()
+        results[run(values)] += 1
+        slowest = max(slowest, (time.process_time() - begin, name))
+    _print(results=dict(results), slowest_s=slowest[0], slowest_case=slowest[1])
+
+
 def _hostile(name: str, path: str) -> None:
     """Runs in the child: reads one hostile file."""
     begin = time.perf_counter()
@@ -253,19 +273,33 @@ def _child(*arguments: str) -> dict[str, object]:
     return answer
 
 
+def _run_child(kind: str, rest: list[str]) -> None:
+    if kind == "hostile":
+        _hostile(*rest)
+    elif kind == "hostile-configs":
+        _run_configs(hostile_configs(), reading_outcome)
+    else:
+        (_fuzz if kind == "fuzz" else _fuzz_configs)(int(rest[0]), int(rest[1]))
+
+
 def main() -> int:
     """Prints seed, count and what came of them; 0 if every case was within the limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--configs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, *rest = arguments.child
-        _fuzz(int(rest[0]), int(rest[1])) if kind == "fuzz" else _hostile(*rest)
+        _run_child(kind, rest)
         return 0
     answers = [_child("--child", "fuzz", str(arguments.count), str(arguments.seed))]
     print(f"seed {arguments.seed}, {arguments.count:,} mutated files: {json.dumps(answers[0])}")
+    answers.append(_child("--child", "configs", str(arguments.configs), str(arguments.seed)))
+    print(f"seed {arguments.seed}, {arguments.configs:,} mutated configs: {json.dumps(answers[-1])}", flush=True)
+    answers.append(_child("--child", "hostile-configs"))
+    print(f"hostile configs: {json.dumps(answers[-1])}", flush=True)
     for name, write in hostile_files().items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "hostile"

@@ -15,7 +15,7 @@ from estimator.readers.fields import Fields
 __all__ = [
     "adapters",
     "aggregation_head",
-    "attention_windows",
+    "attention_window",
     "biased_gated_output",
     "contact_head",
     "conv_attention",
@@ -137,25 +137,26 @@ def entity_attention(fields: Fields) -> tuple[Block, ...]:
 
 def two_sided_attention(fields: Fields) -> tuple[Block, ...]:
     """longformer: attention within a window, and matrices for tokens that are marked global."""
-    windows = attention_windows(fields, fields.layers())
+    window = attention_window(fields, fields.layers())
     hidden = fields.size("hidden_size")
-    block = within_window(encoder_attention(fields, _PLAIN), hidden, windows[0])
+    block = within_window(encoder_attention(fields, _PLAIN), hidden, window)
     return block, global_projections(hidden)
 
 
-def attention_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
-    """longformer, led: the window of each layer, from a number or a list.
+def attention_window(fields: Fields, num_layers: int) -> int:
+    """longformer, led: the window of every layer, from a number or a list.
 
     Raises:
         ConfigError: the layers' windows differ; or a window is odd.
     """
     if isinstance(fields.raw("attention_window"), list):
-        windows = fields.sizes("attention_window", num_layers)
+        windows = set(fields.sizes("attention_window", num_layers))
     else:
-        windows = (fields.size("attention_window"),) * num_layers
-    if len(set(windows)) != 1 or windows[0] % 2 or not windows[0]:
+        windows = {fields.size("attention_window")}
+    window = min(windows)
+    if len(windows) != 1 or window % 2 or not window:
         raise ConfigError("attention_window must be one even number for all layers", field="attention_window")
-    return windows
+    return window
 
 
 def within_window(block: Block, width: int, window: int) -> Block:

@@ -179,6 +179,20 @@ class Fields:
         self._subs[name] = fields
         return fields
 
+    def own_sub(self, name: str, *, task: str = "") -> Fields:
+        """The nested config of that name where the reader knows no other family in its place than the declared one.
+
+        Raises:
+            UnsupportedModelError: it is of another model type.
+        """
+        fields = self.sub(name, task=task)
+        if fields.data.model_type != self.data.sub_configs[name]:
+            raise UnsupportedModelError(
+                f"{self._where}{name} of model_type {fields.data.model_type} is not supported for "
+                f"model_type {self.data.model_type}"
+            )
+        return fields
+
     def _fields_of(self, model_type: str) -> dict[str, Any]:
         """What this config holds of another family's fields, none of which it declares itself."""
         data = family_data(model_type)

@@ -98,7 +98,7 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
         if fields.task not in _TIED_TASKS:
             fields.ignore("tie_word_embeddings")
         fields.check_all_read()
-        _check_blocks(network)
+        _check_layers(network)
     except ConfigError as error:  # readers speak of the fields as most families call them
         field = None if error.field is None else fields.in_given_names(error.field)
         raise ConfigError(fields.in_given_names(str(error)), field=field) from error
@@ -106,9 +106,14 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
     return network, hf_class, (*warnings, *fields.warnings)
 
 
-def _check_blocks(network: Network) -> None:
-    """Refuses what would take minutes to count: every layer may hold many blocks, and there may be many layers."""
-    blocks = sum(len(layer.blocks) for stack in network.stacks for layer in stack.layers)
+def _check_layers(network: Network) -> None:
+    """Refuses heads without width, and what would take minutes to count: many blocks in each of many layers."""
+    layers = [layer for stack in network.stacks for layer in stack.layers]
+    for layer in {id(layer): layer for layer in layers}.values():
+        kinds = (block.attention for block in layer.blocks if block.attention is not None)
+        if any(attention.key_head_dim < 1 or attention.value_head_dim < 1 for attention in kinds):
+            raise ConfigError("num_attention_heads leaves a head no width of hidden_size", field="num_attention_heads")
+    blocks = sum(len(layer.blocks) for layer in layers)
     if blocks > _MAX_BLOCKS:
         raise ConfigError(f"the layers have {blocks:,} blocks together; at most {_MAX_BLOCKS:,} can be sized")
 

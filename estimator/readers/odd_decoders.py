@@ -76,9 +76,9 @@ def _trocr(fields: Fields) -> Network:
 def _git(fields: Fields) -> Network:
     """GIT: a decoder in BERT's form over the rows of an image, then those of the text. Source: arXiv:2205.14100."""
     network = decoder_network(fields, replace(_BIASED, final_norm=False, embedding_norm=True, head_bias=True))
-    vision, hidden = fields.sub("vision_config"), fields.size("hidden_size")
+    vision, hidden = fields.own_sub("vision_config"), fields.size("hidden_size")
     width = vision.size("hidden_size")
-    frames = fields.count("num_image_with_embedding")
+    frames = fields.layers("num_image_with_embedding") if fields.count("num_image_with_embedding") else 0
     weights = linear("visual_projection.0", width, hidden, bias=True)
     weights += norm_weights("visual_projection.1", hidden, "layer_norm")
     weights += tuple(
@@ -96,7 +96,7 @@ def _fuyu(fields: Fields) -> Network:
     assert flat is not None
     fields.ignore(*flat.defaults, "tie_word_embeddings")
     tied = fields.task != "base" and fields.flag("tie_word_embeddings")
-    text = fields.sub("text_config", task="base")
+    text = fields.own_sub("text_config", task="base")
     text.ignore("tie_word_embeddings")
     hidden, vocabulary = text.size("hidden_size"), text.size("vocab_size")
     after = () if fields.task == "base" else (head("lm_head", hidden, vocabulary, tied=tied),)

@@ -9,7 +9,7 @@ from estimator.blocks import attention, embedding, feed_forward, linear, norm, n
 from estimator.errors import ConfigError
 from estimator.network import Block, Recurrence, Weight
 from estimator.readers.encoder_blocks import (
-    attention_windows,
+    attention_window,
     convolution,
     global_projections,
     within_window,
@@ -69,7 +69,7 @@ def prompt_tables(fields: Fields) -> tuple[Block, ...]:
 def two_sided_attention(fields: Fields, _index: int) -> tuple[Block, ...]:
     """led: attention within a window, and matrices for tokens that are marked global."""
     hidden, heads = fields.size("d_model"), fields.size("encoder_attention_heads")
-    window = attention_windows(fields, fields.layers("encoder_layers"))[0]
+    window = attention_window(fields, fields.layers("encoder_layers"))
     block = within_window(_plain(hidden, heads, hidden, qkv_bias=True, output_bias=True), hidden, window)
     return block, global_projections(hidden)
 

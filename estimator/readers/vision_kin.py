@@ -133,7 +133,7 @@ def _pair(read_text: Callable[[Fields], Network], width: str) -> Callable[[Field
     def read(fields: Fields) -> Network:
         if fields.task != "base":
             raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
-        vision, text = fields.sub("vision_config", task="base"), fields.sub("text_config", task="base")
+        vision, text = (fields.own_sub(name, task="base") for name in ("vision_config", "text_config"))
         for part in (vision, text):
             part.ignore("projection_dim")
         outputs = fields.size("projection_dim")
