@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from estimator.weight_types import BUILD_DTYPES
 from estimator.workload import (
     ATTENTIONS,
     FLOAT_DTYPES,
@@ -95,6 +96,7 @@ Quantity = Annotated[
 DataPath = Annotated[str, AfterValidator(_check_data)]
 StudyName = Annotated[str, AfterValidator(_check_addressable)]
 WeightType = Annotated[str, *_choice(*WEIGHT_DTYPES)]
+BuiltType = Annotated[str, *_choice(*BUILD_DTYPES)]
 FloatType = Annotated[str, *_choice(*FLOAT_DTYPES)]
 CacheType = Annotated[str, *_choice(*KV_DTYPES)]
 
@@ -112,7 +114,7 @@ class WorkloadRequest(_Request):
     batch_size: Size = _WORKLOAD["batch_size"]
     prompt_length: Size = _WORKLOAD["prompt_length"]
     generated_length: Count = _WORKLOAD["generated_length"]
-    weight_dtype: WeightType = _WORKLOAD["weight_dtype"]
+    weight_dtype: BuiltType = _WORKLOAD["weight_dtype"]
     activation_dtype: FloatType = _WORKLOAD["activation_dtype"]
     kv_cache_dtype: CacheType = _WORKLOAD["kv_cache_dtype"]
 

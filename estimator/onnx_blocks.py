@@ -19,7 +19,7 @@ from estimator.onnx_graph import GraphWriter
 from estimator.ort_session import past_names, present_names
 from estimator.quantization import write_block_matmul, write_half, write_quantized_matmul
 from estimator.rotary import inverse_frequencies
-from estimator.weight_types import BLOCK_FORMATS
+from estimator.weight_formats import BLOCK_FORMATS
 
 __all__ = ["write_graph"]
 

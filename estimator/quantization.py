@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from estimator.errors import BuildError
 from estimator.onnx_graph import GraphWriter
-from estimator.weight_types import BlockFormat
+from estimator.weight_formats import WeightFormat
 
 __all__ = [
     "BlockedWeight",
@@ -54,7 +54,7 @@ def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
-def quantize_blocks(weight: NDArray[np.float32], form: BlockFormat) -> BlockedWeight:
+def quantize_blocks(weight: NDArray[np.float32], form: WeightFormat) -> BlockedWeight:
     """The matrix [out, in] in blocks of a row, each rounded to the nearest code of its own scale.
 
     Without zero points the element of largest magnitude is the lowest code, so that all codes are used: what lies
@@ -64,10 +64,10 @@ def quantize_blocks(weight: NDArray[np.float32], form: BlockFormat) -> BlockedWe
         BuildError: a scale is too large for fp16.
     """
     out, inner = weight.shape
-    blocks, codes = form.num_blocks(inner), 1 << form.bits
-    padded = np.zeros((out, blocks * form.block_size), np.float32)
+    blocks, codes = -(-inner // form.columns), 1 << form.bits
+    padded = np.zeros((out, blocks * form.columns), np.float32)
     padded[:, :inner] = weight
-    elements = padded.reshape(out, blocks, form.block_size)
+    elements = padded.reshape(out, blocks, form.columns)
     low, high = (np.minimum(elements.min(axis=-1), 0), np.maximum(elements.max(axis=-1), 0))
     if form.zero_points:
         scales = _storable((high - low) / np.float32(codes - 1), form)
@@ -114,7 +114,7 @@ def write_quantized_matmul(writer: GraphWriter, x: str, name: str, weight: NDArr
     return writer.node("Mul", writer.node("Cast", product, to=onnx.TensorProto.FLOAT), both)
 
 
-def write_block_matmul(writer: GraphWriter, x: str, name: str, weight: NDArray[np.float32], form: BlockFormat) -> str:
+def write_block_matmul(writer: GraphWriter, x: str, name: str, weight: NDArray[np.float32], form: WeightFormat) -> str:
     """A node for x @ weight.T; stores `name` in blocks, `name`_scale and, if the format has them, `name`_zero_points.
 
     The node takes scales in the type of x alone; those of fp16 are cast when the file is loaded.
@@ -134,11 +134,11 @@ def write_block_matmul(writer: GraphWriter, x: str, name: str, weight: NDArray[n
         inputs.append(writer.initializer(f"{name}_scale", blocked.scales))
     if blocked.zero_points is not None:
         inputs.append(writer.initializer(f"{name}_zero_points", blocked.zero_points))
-    sizes = {"K": inner, "N": out, "bits": form.bits, "block_size": form.block_size}
+    sizes = {"K": inner, "N": out, "bits": form.bits, "block_size": form.columns}
     return writer.node("MatMulNBits", *inputs, domain="com.microsoft", accuracy_level=_ACCURACY_LEVEL, **sizes)
 
 
-def _storable(scales: NDArray[np.float32], form: BlockFormat) -> NDArray[np.float32]:
+def _storable(scales: NDArray[np.float32], form: WeightFormat) -> NDArray[np.float32]:
     """The scales as the format keeps them; what is 0 there becomes 1, and all its elements 0."""
     if form.scale_bytes == 2:
         with np.errstate(over="ignore"):

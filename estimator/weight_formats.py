@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from estimator.errors import InputError
 
-__all__ = ["FORMATS", "WeightFormat", "weight_format"]
+__all__ = ["BLOCK_FORMATS", "FORMATS", "WeightFormat", "weight_format"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +90,22 @@ FORMATS = {
     "int3": WeightFormat(dtype="int3", bits=3, columns=128, zero_points=True),
     "int2": WeightFormat(dtype="int2", bits=2, columns=128, zero_points=True),
 }
-_BLOCKED = {
-    f"int{bits}{'' if (bits, size) == (4, 32) else f'-g{size}'}{'-zp' if zero_points else ''}": WeightFormat(
-        dtype="", bits=bits, columns=size, scale_bytes=scale_bytes, zero_points=zero_points, pads_rows=True
+_BLOCK_NAMES = {
+    f"int{bits}{'' if (bits, size) == (4, 32) else f'-g{size}'}{'-zp' if zero_points else ''}": (
+        bits,
+        size,
+        zero_points,
     )
-    for bits, scale_bytes in ((8, 4), (4, 2))
+    for bits in (8, 4)
     for size in (32, 128)
     for zero_points in (False, True)
 }
-# The names of what our ONNX files hold in blocks (MatMulNBits): int8-g32, int4-zp, int4-g128-zp and so on.
-FORMATS |= {name: dataclasses.replace(known, dtype=name) for name, known in _BLOCKED.items()}
+# What our ONNX files hold in blocks (MatMulNBits), by name: int8-g32, int4, int4-zp, int4-g128-zp and so on.
+BLOCK_FORMATS = {
+    name: dataclasses.replace(FORMATS[f"int{bits}"], dtype=name, columns=size, zero_points=zero_points, pads_rows=True)
+    for name, (bits, size, zero_points) in _BLOCK_NAMES.items()
+}
+FORMATS |= BLOCK_FORMATS
 _FIXED = ("mxfp4", "nvfp4")  # the block is part of the type
 _SYMMETRIC = ("fp8", "nf4", *_FIXED)
 

@@ -140,7 +140,7 @@ def _measure(
     subject: _Subject, workload: Workload, plan: MeasurementPlan, args: argparse.Namespace
 ) -> tuple[Measurement, int]:
     """The measurement of one workload, and the memory in bytes that the model of it predicts."""
-    workload = replace(workload, weight_dtype=subject.weight_dtype.partition("-")[0])
+    workload = replace(workload, weight_dtype=subject.weight_dtype)
     _talk(f"measuring {_sizes_of(workload)} in a child process ...")
     found = measure(subject.path, workload, plan=plan, provider=args.provider, whole_request=args.whole_request)
     return found, estimate_memory(subject.config, workload, stored_bytes=subject.weight_bytes).total_bytes

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from estimator.errors import InputError
-from estimator.workload import WEIGHT_DTYPES, Workload
+from estimator.weight_types import BUILD_DTYPES
+from estimator.workload import Workload
 from nas.errors import UsageError
 from nas.objectives import OBJECTIVES, Constraint, parse_constraint, parse_objective
 from nas.space import PRESETS, SearchSpace, load_space
@@ -90,7 +91,7 @@ def _add_workload_options(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--prompt-length", type=int, default=128, metavar="N", help="tokens of the prompt (default: 128)")
     work.add_argument("--generate", type=int, default=0, metavar="N", help="tokens already generated (default: 0)")
     work.add_argument(
-        "--weight-dtype", default="fp32", choices=WEIGHT_DTYPES, help="number type of the weights (default: fp32)"
+        "--weight-dtype", default="fp32", choices=BUILD_DTYPES, help="number type of the weights (default: fp32)"
     )
 
 

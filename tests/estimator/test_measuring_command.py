@@ -83,7 +83,7 @@ def test_file_of_ours_is_measured_as_it_is(tmp_path: Path, capsys: pytest.Captur
     document = json.loads(capsys.readouterr().out)
     facts = {"sha256": artifact.sha256, "file_bytes": artifact.file_bytes, "weight_dtype": "int4-g128-zp"}
     assert document["artifact"] == facts
-    assert document["workload"]["weight_dtype"] == "int4"
+    assert document["workload"]["weight_dtype"] == "int4-g128-zp"
 
 
 def test_table_shows_both_phases_and_the_next_step(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

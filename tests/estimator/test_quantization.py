@@ -32,7 +32,8 @@ from estimator.quantization import (
     write_block_matmul,
     write_quantized_matmul,
 )
-from estimator.weight_types import BLOCK_FORMATS, BUILD_DTYPES, stored_weight_bytes, weight_dtypes
+from estimator.weight_formats import BLOCK_FORMATS
+from estimator.weight_types import BUILD_DTYPES, stored_weight_bytes, weight_dtypes
 from estimator.weights import is_linear, random_weights, weight_shapes
 from estimator.workload import Workload
 
@@ -71,7 +72,7 @@ def _unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 def _parts(blocked: BlockedWeight, form, inner: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes less zero points [out, blocks, block_size], and the scale of each [out, blocks, 1]."""
-    codes = _unpacked(blocked.codes, form.bits, form.block_size)
+    codes = _unpacked(blocked.codes, form.bits, form.columns)
     middle = np.full(blocked.scales.shape, 1 << (form.bits - 1))
     points = middle if blocked.zero_points is None else _unpacked(blocked.zero_points, form.bits, middle.shape[1])
     return codes - points[..., None], blocked.scales[..., None].astype(np.float64)
@@ -144,7 +145,7 @@ def test_blocks_are_within_half_a_step(name, data):
     )
     blocked = quantize_blocks(weight, form)
     levels, scales = _parts(blocked, form, shape[1])
-    padded = np.zeros((shape[0], levels.shape[1] * form.block_size))
+    padded = np.zeros((shape[0], levels.shape[1] * form.columns))
     padded[:, : shape[1]] = weight
     elements = padded.reshape(levels.shape)
     is_cut = np.abs(elements / scales) > np.abs(levels) + 0.5
@@ -160,8 +161,8 @@ def test_blocks_are_within_half_a_step(name, data):
 def test_matrix_of_codes_comes_back_as_it_was(name):
     """What the format can express is kept to the bit: powers of two as scales, every code, an unfilled last block."""
     form, generator = BLOCK_FORMATS[name], np.random.default_rng(0)
-    inner, highest = 2 * form.block_size + 5, (1 << form.bits) - 1
-    codes = generator.integers(0, highest + 1, (6, 3, form.block_size))
+    inner, highest = 2 * form.columns + 5, (1 << form.bits) - 1
+    codes = generator.integers(0, highest + 1, (6, 3, form.columns))
     codes[..., 0], codes[..., 1] = 0, highest
     points = generator.integers(1, highest, (6, 3, 1)) if form.zero_points else 1 << (form.bits - 1)
     scales = 2.0 ** generator.integers(-9, 3, (6, 3, 1)) * (
@@ -213,7 +214,7 @@ def test_block_matmul_is_the_product_with_the_restored_matrix(name, out, inner):
     session = _block_session(weight, form)
     for rows in (1, 2, 17):
         x = generator.integers(-127, 128, (2, rows, inner)).astype(np.float32)
-        x[..., :: form.block_size] = 127
+        x[..., :: form.columns] = 127
         (found,) = session.run(None, {"x": x})
         expected = x.astype(np.float64) @ _restored(weight, form).T
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(x).sum(axis=-1).max())
@@ -226,7 +227,7 @@ def test_block_matmul_quantises_activations_by_block(name):
     weight, x = (generator.standard_normal(shape).astype(np.float32) for shape in ((24, 256), (2, 7, 256)))
     (found,) = _block_session(weight, form).run(None, {"x": x})
     restored = _restored(weight, form)
-    steps = np.repeat(np.abs(x.reshape(2, 7, -1, form.block_size)).max(axis=-1) / 127, form.block_size, axis=-1)
+    steps = np.repeat(np.abs(x.reshape(2, 7, -1, form.columns)).max(axis=-1) / 127, form.columns, axis=-1)
     error = np.abs(found - x @ restored.T)
     assert (error <= 0.5 * steps @ np.abs(restored).T + 1e-3).all()
     assert error.max() > 1e-3
@@ -325,7 +326,7 @@ def test_type_is_that_of_exactly_the_weights_meant(dtype, random_configs, tmp_pa
         assert artifact.weight_bytes == stored_weight_bytes(config, weight_dtypes(config, dtype))
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in BUILD_DTYPES if "-" not in dtype])
+@pytest.mark.parametrize("dtype", BUILD_DTYPES)
 def test_bytes_of_the_file_are_those_of_the_estimate(dtype, random_configs, tmp_path):
     """Tensor by tensor, rows that end in a block among them."""
     for config in random_configs[:12]:
@@ -348,11 +349,17 @@ def test_bytes_of_the_file_are_those_of_the_estimate(dtype, random_configs, tmp_
 )
 def test_bytes_of_a_matrix_by_hand(name, expected):
     """5 rows of 40 inputs: 2 blocks of 32 or 1 of 128, with a scale each, and zero points in whole bytes a row."""
+    assert BLOCK_FORMATS[name].count_bytes(5, 40) == expected
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+@pytest.mark.parametrize(("out", "inner"), [(64, 128), (48, 200), (33, 7), (1, 1), (2, 4097)])
+def test_bytes_of_a_matrix_are_those_of_its_arrays(name, out, inner):
+    """Of codes, scales in their own type, and zero points."""
     form = BLOCK_FORMATS[name]
-    assert form.count_bytes(5, 40) == expected
-    blocked = quantize_blocks(np.ones((5, 40), np.float32), form)
+    blocked = quantize_blocks(np.ones((out, inner), np.float32), form)
     points = 0 if blocked.zero_points is None else blocked.zero_points.nbytes
-    assert blocked.codes.nbytes + form.scale_bytes * blocked.scales.size + points == expected
+    assert blocked.codes.nbytes + form.scale_bytes * blocked.scales.size + points == form.count_bytes(out, inner)
 
 
 def _executed(path: Path, inputs, folder: Path) -> list[dict[str, str]]:

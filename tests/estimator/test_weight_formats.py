@@ -8,7 +8,6 @@ from estimator.errors import InputError
 from estimator.memory import weight_bytes
 from estimator.network import Weight
 from estimator.weight_formats import FORMATS, weight_format
-from estimator.weight_types import BLOCK_FORMATS
 from estimator.workload import Workload
 
 np = pytest.importorskip("numpy")
@@ -50,13 +49,6 @@ def test_default_formats_equal_packed_arrays(out, inner):
         "nf4": np.zeros(-(-out * inner // 2), np.uint8).nbytes + flat + 4 * -(-flat // 256) + 4,
     }
     assert {dtype: FORMATS[dtype].count_bytes(out, inner) for dtype in expected} == expected
-
-
-@pytest.mark.parametrize(("out", "inner"), SHAPES)
-@pytest.mark.parametrize("name", sorted(BLOCK_FORMATS))
-def test_what_can_be_built_is_counted_as_it_is_built(name, out, inner):
-    """Every block format of our ONNX files, by the same name."""
-    assert FORMATS[name].count_bytes(out, inner) == BLOCK_FORMATS[name].count_bytes(out, inner)
 
 
 @pytest.mark.parametrize(
