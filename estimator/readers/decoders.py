@@ -113,15 +113,21 @@ def num_labels(fields: Fields) -> int:
 def decoder_attention(fields: Fields, facts: Decoder, window: int | None) -> Block:
     """The attention of one layer."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    head_dim = (fields.optional_size(facts.head_dim) if facts.head_dim else None) or hidden // heads
+    head_dim = (fields.size_or_null_default(facts.head_dim) if facts.head_dim else None) or hidden // heads
     if facts.square and heads * head_dim != hidden:
         raise ConfigError(
             f"hidden_size {hidden} must be num_attention_heads {heads} times a head's size", field="hidden_size"
         )
+    key_value_heads = size_of(fields, facts.key_value_heads) or heads
+    if heads % key_value_heads:
+        raise ConfigError(
+            f"num_attention_heads {heads} must be a multiple of the {key_value_heads} heads of keys and values",
+            field="num_attention_heads",
+        )
     return attention(
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=size_of(fields, facts.key_value_heads) or heads,
+        num_key_value_heads=key_value_heads,
         head_dim=head_dim,
         qkv_bias=is_true(fields, facts.qkv_bias),
         output_bias=is_true(fields, facts.output_bias),
@@ -214,10 +220,11 @@ def decoder_latent_attention(fields: Fields, facts: Decoder) -> Block:
 
 def decoder_feed_forward(fields: Fields, facts: Decoder) -> Block:
     """The dense feed-forward of one layer."""
-    hidden = fields.size("hidden_size")
+    hidden, fact = fields.size("hidden_size"), facts.intermediate_size
+    width = fields.size_or_null_default(fact) if isinstance(fact, str) else size_of(fields, fact)
     block = feed_forward(
         hidden_size=hidden,
-        intermediate_size=size_of(fields, facts.intermediate_size) or facts.intermediate_factor * hidden,
+        intermediate_size=width or facts.intermediate_factor * hidden,
         gated=is_true(fields, facts.gated),
         bias=is_true(fields, facts.mlp_bias),
     )

@@ -265,6 +265,6 @@ def _cross_attention(fields: Fields, facts: Encoder, has_source: bool) -> tuple[
 
 def _feed_forward(fields: Fields, facts: Encoder) -> Block:
     hidden = fields.size("hidden_size")
-    width = fields.optional_size(facts.intermediate_size) or 4 * hidden
+    width = fields.size_or_null_default(facts.intermediate_size) or 4 * hidden
     bias = flag_of(fields, facts.mlp_bias)
     return feed_forward(hidden_size=hidden, intermediate_size=width, gated=facts.gated, bias=bias)
