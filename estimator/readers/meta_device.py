@@ -14,13 +14,24 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from estimator.config import show
+from estimator.config import MAX_LAYERS, show
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.network import Attention, Block, Layer, Network, Recurrence, Stack, Weight
 
 __all__ = ["is_available", "network_through_transformers"]
 
 _PROBE_TOKENS = (4, 8, 12)
+_DEPTHS = ("depth", "n_layer", "num_blocks")  # names of a number of layers that do not say so
+# What makes transformers fetch or run something: kernels, code and weights that a config names.
+_CODE = (
+    "auto_map",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "use_kernels",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+)
 
 
 def is_available() -> bool:
@@ -45,6 +56,7 @@ def network_through_transformers(values: Mapping[str, Any]) -> tuple[Network, st
         raise UnsupportedModelError(
             f"model_type {show(model_type)} is known neither here nor to transformers {transformers.__version__}"
         )
+    _check_layers(values)
     with _quiet(), torch.device("meta"):
         config = _config(transformers, values)
         model = _model(transformers, config, values)
@@ -54,10 +66,24 @@ def network_through_transformers(values: Mapping[str, Any]) -> tuple[Network, st
     return network, type(model).__name__, said
 
 
+def _check_layers(values: Mapping[str, Any]) -> None:
+    """Refuses numbers of modules that would take minutes to build, also in nested configs."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _check_layers(value)
+        is_number = isinstance(value, int) and ("layers" in name or "experts" in name or name in _DEPTHS)
+        if is_number and value > MAX_LAYERS:
+            raise ConfigError(f"{show(name)} must be at most {MAX_LAYERS}, not {show(value)}", field=name)
+
+
 class _quiet:  # noqa: N801 - a context manager
-    """Silences what transformers says while it builds a model that nobody runs."""
+    """Silences what transformers says while it builds a model that nobody runs, and keeps it off the network."""
 
     def __enter__(self) -> None:
+        from huggingface_hub import constants
+
+        self._constants, self._was_offline = constants, constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = True
         self._level = logging.root.manager.disable
         logging.disable(logging.ERROR)
         self._caught = warnings.catch_warnings()
@@ -67,28 +93,49 @@ class _quiet:  # noqa: N801 - a context manager
     def __exit__(self, *_: object) -> None:
         self._caught.__exit__(None, None, None)
         logging.disable(self._level)
+        self._constants.HF_HUB_OFFLINE = self._was_offline
 
 
 def _config(transformers: Any, values: Mapping[str, Any]) -> Any:
-    fields = {name: value for name, value in values.items() if name not in ("auto_map", "model_type")}
+    fields = _without_code(values)
+    fields.pop("model_type")
     try:
         return transformers.CONFIG_MAPPING[values["model_type"]].from_dict(fields)
     except Exception as error:  # whatever its validation raises, the config is at fault
         raise ConfigError(f"transformers refuses the config: {' '.join(str(error).split())[:300]}") from error
 
 
+def _without_code(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without what would make transformers load code or weights of somebody else's."""
+    kept = {name: value for name, value in values.items() if name not in _CODE and not name.startswith("_attn")}
+    return {name: _without_code(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+
+
 def _model(transformers: Any, config: Any, values: Mapping[str, Any]) -> Any:
-    names = values.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else None
-    model_class = getattr(transformers, name, None) if isinstance(name, str) else transformers.AutoModel
-    if model_class is None:
-        raise UnsupportedModelError(f"class {show(name)} is not known to transformers {transformers.__version__}")
+    build = _builder(transformers, config, values)
     try:
-        model = model_class.from_config(config) if name is None else model_class(config)
+        model = build(config)
         model.tie_weights()
-    except Exception as error:
-        raise ConfigError(f"transformers cannot build {name}: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # whatever its modules raise, the config is at fault
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(f"transformers cannot build the {values['model_type']} model: {text}") from error
     return model.eval()
+
+
+def _builder(transformers: Any, config: Any, values: Mapping[str, Any]) -> Any:
+    """The class that config.json names, or what transformers takes for the model type."""
+    names = values.get("architectures") or [None]
+    name = names[0] if isinstance(names, list) else names
+    if name is None and type(config) in transformers.MODEL_MAPPING:
+        return transformers.AutoModel.from_config
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if name is None:
+        raise UnsupportedModelError(
+            f"model_type {values['model_type']} is part of a model, and has no class of its own"
+        )
+    raise UnsupportedModelError(f"class {show(name)} is no model that transformers {transformers.__version__} knows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +195,21 @@ def _probe(torch: Any, model: Any, tokens: int) -> _Probe:
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with _quiet(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _quiet(), torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         result = model(input_ids=ids)
     cache = getattr(result, "past_key_values", None)
     layers = getattr(cache, "layers", ())
-    sizes = tuple((_cached_elements(layer, tokens), getattr(layer, "sliding_window", None)) for layer in layers)
+    sizes = tuple((_cached_elements(layer), getattr(layer, "sliding_window", None)) for layer in layers)
     return _Probe(tokens=tokens, flops=counter.get_total_flops(), cache=sizes)
 
 
-def _cached_elements(layer: Any, tokens: int) -> int:
+def _cached_elements(layer: Any) -> int:
+    """Elements of one token; keys and values are [1, heads, tokens, width], and a window keeps fewer tokens."""
+    kept = layer.keys.shape[-2]
     elements = layer.keys.numel() + layer.values.numel()
-    if elements % tokens:
+    if layer.keys.dim() != 4 or layer.values.shape[-2] != kept or elements % kept:
         raise ValueError("the cache does not hold the same for every token")
-    return int(elements // tokens)
+    return int(elements // kept)
 
 
 def _probed_blocks(weights: tuple[Weight, ...], probes: list[_Probe]) -> Iterator[Block]:

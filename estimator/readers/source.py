@@ -265,7 +265,7 @@ def _read_config_file(path: Path, name: str) -> ModelSource:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise CorruptFileError(f"{path} is larger than any config.json: {path.stat().st_size:,} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -290,10 +290,16 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise CorruptFileError(f"{where} is nested too deeply") from error
     except ValueError as error:
-        raise CorruptFileError(f"{where} is not valid JSON: {error}") from error
+        raise CorruptFileError(f"{where} is not valid JSON: {_json_fault(text, error)}") from error
     if not isinstance(values, dict):
         raise CorruptFileError(f"{where} must hold a JSON object, not a {type(values).__name__}")
     return values
+
+
+def _json_fault(text: str, error: ValueError) -> str:
+    if text.startswith("version https://git-lfs"):
+        return "it is a Git LFS pointer, and the file itself was not downloaded"
+    return "a number has thousands of digits" if "int_max_str_digits" in str(error) else str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
