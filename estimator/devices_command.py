@@ -10,6 +10,7 @@ from typing import Any
 from estimator.calibrating.profiles import find_device
 from estimator.devices import DEVICE_KINDS, NUMBERS, Device, load_devices
 from estimator.display import print_json, shorten
+from estimator.errors import InputError
 
 __all__ = ["add_parser", "run"]
 
@@ -35,10 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table or one device; 0.
 
     Raises:
-        UnknownDeviceError: no device has that name.
+        UnknownDeviceError: no device has that name. InputError: it is of another kind.
     """
     if args.name is not None:
         device, _ = find_device(args.name)
+        if args.kind not in (None, device.kind):
+            raise InputError(f"{device.name} is no {args.kind} but a {device.kind}; leave --kind out")
         if args.json:
             print_json(device.to_dict())
         else:

@@ -179,6 +179,8 @@ def _idle_options(network: Network, workload: Workload) -> list[str]:
     if network.has_only_weights:
         return []
     warnings = []
+    if workload.prompt_length != Workload().prompt_length and all(stack.length for stack in network.stacks):
+        warnings.append("the model's input has one length; prompt_length changes nothing")
     if workload.cache_scales is not None and count_kv_cache_bytes(network, workload, 1) == 0:
         warnings.append(f"the model keeps no keys and values; a cache in {workload.kv_cache_dtype} changes nothing")
     if workload.logits == "last" and (not network.logits_width or network.architecture != "decoder"):

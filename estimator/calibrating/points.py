@@ -67,6 +67,9 @@ def read_points(path: str | Path, device: Device) -> tuple[Point, ...]:
     points, others = [], set()
     try:
         for row in reader:
+            if None in row:  # more cells than columns: a phase or a type that would go unread
+                columns = ", ".join(names)
+                raise CorruptFileError(f"{path} line {reader.line_num + 1}: more cells than columns ({columns[:200]})")
             name = (row.get("device") or "").strip()
             if name and _device_name(name) != device.name:
                 others.add(name)

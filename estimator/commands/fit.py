@@ -40,7 +40,7 @@ that fit, and how many such devices it takes. Without: the smallest and the chea
 --space: the largest architecture of a search space within the limits. Each answer says what binds: the weights, the
 KV cache, the activations, the positions of the model, or a budget.
 
-{DEFAULT_RESERVE:.0%} of a device's memory are kept free for its driver, the runtime and fragments, as vLLM does
+{DEFAULT_RESERVE:.0%} of a device's memory are kept free for other processes and fragments, as vLLM does
 (gpu_memory_utilization 0.9); --reserve changes that. Times are compared as expected; their interval is printed.
 """
 _EXAMPLES = """examples:
@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> None:
         metavar="SHARE",
         help=f"of the device's memory, kept free ({DEFAULT_RESERVE:.0%}%)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="with --space, where it has to be sampled (%(default)s)")
+    parser.add_argument("--seed", type=int, help="with --space, where it has to be sampled (0)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.set_defaults(run=run)
 
@@ -106,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("fit needs a SOURCE, such as gpt2, or --space; `estimator fit --help` has examples")
     if args.max_params is not None:
         raise InputError("--max-params goes with --space: a given model has the parameters that it has")
+    if args.seed is not None:
+        raise InputError("--seed goes with --space: nothing is sampled for a given model")
     source = read_source(args.source)
     request, limits = _request(source, args), _limits(args)
     devices = _devices(request, limits) if args.device is None else None

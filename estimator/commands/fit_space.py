@@ -44,7 +44,7 @@ def run_space(args: argparse.Namespace, limits: Limits) -> int:
     if limits.memory_bytes is None and not limits.has_time and args.max_params is None:
         raise InputError("nothing limits the space; give --device, --max-memory, --max-latency or --max-params")
     answer = largest_config(
-        space, workload, limits, max_params=args.max_params, seed=args.seed, say=_Progress(args.space)
+        space, workload, limits, max_params=args.max_params, seed=args.seed or 0, say=_Progress(args.space)
     )
     if args.json:
         print_json(_document(space.name, workload, limits, args.max_params, answer))

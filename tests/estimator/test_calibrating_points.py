@@ -131,8 +131,9 @@ def test_missing_columns_are_named(tmp_path, missing):
         (b"\x7fELF\xff\xfe\x00", "not a text file"),
         (HEAD.encode() + b"\n" + b"x" * 200_000 + b"\t1\t1\t1", "field larger than field limit"),
         (b"model\t" * 2_000_000, "larger than 8 MB"),
+        (b"model,sequence_length,batch_size,latency_ms\ngpt2,8,1,5,decode,bf16", "line 2: more cells than columns"),
     ],
-    ids=["empty", "header only", "binary", "huge cell", "huge file"],
+    ids=["empty", "header only", "binary", "huge cell", "huge file", "cells without a column"],
 )
 def test_files_that_are_no_tables_are_refused(tmp_path, data, message):
     """One line that names the file."""

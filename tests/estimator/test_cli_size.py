@@ -264,6 +264,14 @@ def test_every_option_changes_the_memory(capsys, options):
     assert document(capsys, *base, *cache, *options)["memory"]["total_bytes"] != plain["total_bytes"]
 
 
+def test_the_length_of_an_image_is_not_the_prompts(capsys):
+    """A vision encoder reads as many patches whatever is asked for; CLIP's text does read a prompt."""
+    (warning,) = document(capsys, "size", "vit-base-patch16-224", "--sequence-length", "100")["warnings"]
+    assert "prompt_length changes nothing" in warning
+    assert not document(capsys, "size", "vit-base-patch16-224")["warnings"]
+    assert not document(capsys, "size", "clip-vit-base-patch32", "--sequence-length", "70")["warnings"]
+
+
 def test_the_cache_of_an_encoder_is_one_warning(capsys):
     """Whatever its type."""
     for dtype in ("bf16", "int8"):

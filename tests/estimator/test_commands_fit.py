@@ -128,6 +128,7 @@ def test_memory_alone_is_a_device_too(answer):
         ([], 3, "fit needs a SOURCE"),
         (["gpt2", "--space", "decoder-nano"], 3, "not both"),
         (["gpt2", "--max-params", "1M", "--device", "l4"], 3, "--max-params goes with --space"),
+        (["gpt2", "--seed", "0", "--device", "l4"], 3, "--seed goes with --space"),
         (["gpt2", "--device", "nope"], 3, "unknown device 'nope'"),
         (["nope", "--device", "l4"], 3, "neither a file, a folder nor a bundled model"),
         (["gpt2", "--max-memory", "8 apples"], 2, "is not a size such as 200MB"),

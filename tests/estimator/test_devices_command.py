@@ -36,6 +36,13 @@ def test_kind_filters_table_and_document(capsys, kind):
     assert [row["name"] for row in document["devices"]] == names
 
 
+def test_device_of_another_kind_is_refused(capsys):
+    """A name says which device; a kind that contradicts it is a mistake."""
+    assert main(["devices", "l4", "--kind", "gpu"]) == 0
+    assert main(["devices", "l4", "--kind", "cpu"]) == 3
+    assert "l4 is no cpu but a gpu" in capsys.readouterr().err
+
+
 def test_unknown_kind_is_wrong_usage(capsys):
     """The message lists the kinds."""
     with pytest.raises(SystemExit) as stop:
