@@ -14,6 +14,7 @@ in each type, and scored on held-out text: bits per byte, and what they are abov
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -115,14 +116,14 @@ def load(
     started = time.perf_counter()
     session = open_session(artifact.path, num_threads=num_threads, spin_between_runs=False)
     load_s = time.perf_counter() - started
-    calls = {}
+    calls: dict[str, Callable[[], None]] = {}
     for phase, lengths in PHASES.items():
         binding = session.io_binding()
         for name, array in make_inputs(config, batch_size=1, **lengths).items():
             binding.bind_ortvalue_input(name, load_runtime().OrtValue.ortvalue_from_numpy(array, "cpu", 0))
         for output in session.get_outputs():
             binding.bind_output(output.name, "cpu")
-        calls[phase] = lambda session=session, binding=binding: session.run_with_iobinding(binding)
+        calls[phase] = functools.partial(session.run_with_iobinding, binding)
     return load_s, calls
 
 
