@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from estimator.config import TransformerConfig
+from estimator.config import TransformerConfig, show
 from estimator.errors import ConfigError, CorruptFileError, InputError, UnsupportedModelError
 from estimator.network import Block, Network, Stack, Weight
 from estimator.readers.gguf_config import config_of_gguf
@@ -23,6 +23,7 @@ from estimator.weights import network_of
 __all__ = ["ModelSource", "bundled_models", "read_bundled", "read_source", "source_of_values"]
 
 _MAX_FILE_BYTES = 4_000_000  # a thousand times a usual config.json
+_LONGEST_SHOWN = 240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def read_source(source: str | Path) -> ModelSource:
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {text[:60]!r}: {getattr(error, 'strerror', error)}") from error
+        raise InputError(f"cannot read {_shown(text)}: {getattr(error, 'strerror', error)}") from error
     names = bundled_models()
     if is_folder and text and _holds_model(path):
         return _read_folder(path)
@@ -93,7 +94,9 @@ def read_source(source: str | Path) -> ModelSource:
         raise InputError(f"folder {text} holds neither a config.json nor weights that can be read")
     if exists and text:
         raise InputError(f"{text} is not a regular file")
-    raise InputError(f"{text[:60]!r} is neither a file, a folder nor a bundled model; {_near(text, names)}")
+    if text and path.is_symlink():
+        raise InputError(f"{_shown(text)} is a link to nothing that is there")
+    raise InputError(f"{_shown(text)} is neither a file, a folder nor a bundled model; {_near(text, names)}")
 
 
 def read_bundled(name: str) -> ModelSource:
@@ -104,7 +107,7 @@ def read_bundled(name: str) -> ModelSource:
     """
     known = name.lower()
     if known not in bundled_models():
-        raise InputError(f"{name[:60]!r} is not a bundled model; {_near(name, bundled_models())}")
+        raise InputError(f"{_shown(name)} is not a bundled model; {_near(name, bundled_models())}")
     text = resources.files("estimator").joinpath("models", f"{known}.json").read_text(encoding="utf-8")
     return _parse(text, known, None)
 
@@ -179,6 +182,11 @@ def bundled_models() -> tuple[str, ...]:
     """Names of the models whose config.json comes with the package."""
     folder = resources.files("estimator").joinpath("models")
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def _shown(text: str) -> str:
+    """The text in one printable line; what no path or name is as long as is cut."""
+    return repr(text) if len(text) <= _LONGEST_SHOWN else show(text)
 
 
 def _near(text: str, names: tuple[str, ...]) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 
 from estimator.config import TransformerConfig
-from estimator.errors import ConfigError, InputError, UnsupportedModelError
+from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.params import count_params
 from estimator.readers.families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES
 from estimator.readers.huggingface import read_config, read_dtype
-from estimator.readers.source import bundled_models, read_source
 
 CONFIG_CLASSES = {
     "llama": "LlamaConfig",
@@ -134,48 +132,6 @@ def test_a_field_stands_in_one_place():
         assert not set(row.irrelevant) & (set(row.required) | BOOKKEEPING)
 
 
-@pytest.mark.parametrize("name", bundled_models())
-def test_bundled_models_are_read_in_any_case(name):
-    """Each bundled config.json is complete: it names its class and type, and gives no warning."""
-    source = read_source(name.upper())
-    assert (source.name, source.path, source.warnings) == (name, None, ())
-    assert source.hf_class is not None
-    assert source.dtype is not None
-
-
-def test_bundled_copies_equal_the_golden_configs():
-    """What is bundled is what was published."""
-    golden = Path(__file__).parents[2] / "estimator" / "reference" / "configs"
-    for path in golden.glob("*.json"):
-        assert read_source(path).config == read_source(path.stem.replace("qwen2-1.5b-instruct", "qwen2-1.5b")).config
-
-
-def test_config_json_and_its_folder_are_the_same(tmp_path):
-    """The folder's name becomes the model's name; the type of the weights is read."""
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA | {"torch_dtype": "bfloat16"}))
-    by_folder, by_file = read_source(folder), read_source(str(folder / "config.json"))
-    assert by_folder == by_file
-    assert (by_folder.name, by_folder.dtype) == ("my-model", "bf16")
-
-
-def test_own_format_round_trips(random_configs, tmp_path):
-    """model_type archfront holds the fields of TransformerConfig, beside Hugging Face's bookkeeping."""
-    path = tmp_path / "config.json"
-    extra = {
-        "model_type": "archfront",
-        "architectures": ["ArchfrontForCausalLM"],
-        "auto_map": {"AutoModelForCausalLM": "modeling_archfront.ArchfrontForCausalLM"},
-        "torch_dtype": "float32",
-        "transformers_version": "5.23.0",
-        "bos_token_id": 1,
-    }
-    for config in random_configs[:20]:
-        path.write_text(json.dumps(config.to_dict() | extra))
-        assert read_source(path).config == config
-
-
 def test_own_format_refuses_unknown_fields():
     """Nothing that could change a size is ignored in our own format either."""
     with pytest.raises(ConfigError, match="num_experts"):
@@ -246,8 +202,12 @@ def test_classes_with_other_heads_are_refused_by_name(family, class_name):
 @pytest.mark.parametrize("model_type", ["mixtral", "t5", "LLAMA", "", 3, None])
 def test_other_model_types_are_refused_with_the_supported_ones(model_type):
     """The error names the type and what there is instead."""
-    with pytest.raises(UnsupportedModelError, match="supported are llama, mistral, qwen2, qwen3, gpt2, bert"):
+    with pytest.raises(
+        UnsupportedModelError, match="can be built are llama, mistral, qwen2, qwen3, gpt2, bert"
+    ) as caught:
         read_config({"model_type": model_type})
+    named = "names no model_type" if model_type is None else f"has model_type {model_type!r}"
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -295,66 +255,33 @@ def test_dtype_is_read(values, dtype):
     assert read_dtype(values) == dtype
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ({"text_config": {"dtype": "bfloat16"}}, "bf16"),
+        ({"torch_dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "fp32"),
+        ({"text_config": {"text_config": {"dtype": "bfloat16"}}}, None),
+        ({"text_config": None}, None),
+        ({"dtype": "float16", "torch_dtype": "torch.float16"}, "fp16"),
+        ({"dtype": "auto", "torch_dtype": "float16"}, "fp16"),
+    ],
+)
+def test_dtype_of_the_text_counts_where_no_other_is_named(values, dtype):
+    """Configs of images and text may name it in the text's config alone."""
+    assert read_dtype(values) == dtype
+
+
+def test_two_dtypes_contradict_each_other():
+    """What is named twice must be the same."""
+    with pytest.raises(ConfigError, match="'bfloat16' contradicts torch_dtype 'float16'"):
+        read_dtype({"dtype": "bfloat16", "torch_dtype": "float16"})
+
+
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", 16, ["float32"]])
 def test_other_dtypes_are_refused(dtype):
     """A type whose bytes are not known is not guessed."""
     with pytest.raises(ConfigError, match="dtype"):
         read_dtype({"torch_dtype": dtype})
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "not valid JSON"),
-        (b"{", "not valid JSON"),
-        (b"[1]", "JSON object"),
-        (b"null", "JSON object"),
-        (b"\x80\x02}q\x00", "not a text file"),
-        (b'{"model_type": "llama", "vocab_size": NaN}', "vocab_size must be a positive integer below 2\\^31, not nan"),
-        (b'{"model_type": "llama", "vocab_size": 3, "vocab_size": 4}', "stands twice"),
-        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b" " * 4_000_001, "larger than any config.json"),
-    ],
-)
-def test_corrupt_files_get_one_clear_line(tmp_path, content, words):
-    """Whatever is in the file, the answer is a line that names it."""
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=words) as caught:
-        read_source(path)
-    assert str(path) in str(caught.value)
-    assert len(str(caught.value)) < 400
-
-
-def test_missing_things_are_named(tmp_path):
-    """No such name, an empty folder, a special file, a type of file that is not read, a name that is too long."""
-    with pytest.raises(InputError, match="did you mean gpt2"):
-        read_source("gtp2")
-    with pytest.raises(InputError, match=r"holds neither a config\.json nor weights"):
-        read_source(tmp_path)
-    with pytest.raises(InputError, match="not a regular file"):
-        read_source("/dev/null")
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"x")
-    with pytest.raises(InputError, match="safetensors files are not read"):
-        read_source(weights)
-    with pytest.raises(InputError, match="too long"):
-        read_source("a" * 5000)
-    with pytest.raises(InputError, match="neither a file"):
-        read_source("")
-
-
-def test_errors_of_a_file_name_the_file(tmp_path):
-    """A refused field is named together with the file that holds it, and the class of the error stays."""
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(LLAMA | {"experts": 2}))
-    with pytest.raises(ConfigError, match=r"config\.json: field 'experts'") as caught:
-        read_source(path)
-    assert caught.value.field == "experts"
-    path.write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(UnsupportedModelError, match="mamba"):
-        read_source(path)
 
 
 def test_model_class_has_no_head_and_causal_lm_has_one():
