@@ -149,7 +149,8 @@ class Evaluator:
 def measurement_key(sha256: str, spec: StudySpec, plan: MeasurementPlan) -> str:
     """Sixteen hexadecimal digits that change with the file, the workload, the device, the threads and the protocol."""
     device = host_fingerprint(provider=spec.device, num_threads=spec.num_threads)
-    protocol = {name: value for name, value in asdict(plan).items() if name != "time_limit_s"}
+    limits = ("time_limit_s", "memory_limit_bytes")  # they decide whether there is a result, not which
+    protocol = {name: value for name, value in asdict(plan).items() if name not in limits}
     facts = [sha256, asdict(spec.workload), device.to_dict(), protocol]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

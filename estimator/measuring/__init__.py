@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from estimator.measuring.comparison import Comparison, PhaseComparison, measure_pair
 from estimator.measuring.fingerprint import host_fingerprint
 from estimator.measuring.records import (
     DeviceFingerprint,
@@ -14,12 +15,15 @@ from estimator.measuring.records import (
 from estimator.measuring.runner import measure
 
 __all__ = [
+    "Comparison",
     "DeviceFingerprint",
     "MachineState",
     "Measurement",
     "MeasurementPlan",
+    "PhaseComparison",
     "PhaseLatency",
     "RequestLatency",
     "host_fingerprint",
     "measure",
+    "measure_pair",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -24,8 +25,9 @@ import psutil
 from estimator.config import TransformerConfig
 from estimator.errors import EstimatorError, InputError
 from estimator.measuring.cores import choose_cores, others_cpu_s
+from estimator.measuring.limits import limit_this_process
 from estimator.measuring.machine_state import read_machine_state
-from estimator.measuring.protocol import MIN_PAIRS, measure_paired, measure_quiet
+from estimator.measuring.protocol import MIN_PAIRS, SHORT_CALL_S, measure_paired, measure_quiet
 from estimator.measuring.records import MeasurementPlan
 from estimator.measuring.whole_request import middle_past_length, request_call
 from estimator.measuring.yardstick import YARDSTICKS, choose_yardstick, is_parallel, yardstick_input, yardstick_model
@@ -50,13 +52,18 @@ _STATUS = Path("/proc/self/status")
 def main() -> int:
     """Measures what the request on standard input asks for."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(request["folder"],), daemon=True).start()
     _be_first_to_go()
+    limit_this_process(
+        memory_bytes=request["memory_limit_bytes"],
+        time_s=request["time_limit_s"],
+        num_threads=request["num_threads"],
+    )
     answer: dict[str, Any]
     try:
-        answer = {"result": _measure(request)}
+        answer = {"result": _measure_pair(request) if "other_path" in request else _measure(request)}
     except EstimatorError as error:
-        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+        answer = {"error": {"type": _kind_of(error), "message": str(error)}}
     except MemoryError as error:
         answer = {"error": {"type": "MemoryError", "message": str(error) or "memory ran out"}}
     except Exception as error:  # ONNX Runtime's exceptions share no public base
@@ -95,6 +102,49 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
         "past_length": {phase: _past_length(inputs) for phase, inputs in calls.items()},
         **_time(bound, plan, num_threads, cores, request["calibration_attempts"]),
     }
+
+
+def _measure_pair(request: dict[str, Any]) -> dict[str, Any]:
+    """Blocks of the second file's calls between blocks of the first one's, in every phase that both have."""
+    provider, num_threads = request["provider"], request["num_threads"]
+    plan, workload = MeasurementPlan(**request["plan"]), Workload(**request["workload"])
+    cores = _pin(num_threads)
+    inputs, calls = [], []
+    for path in (request["path"], request["other_path"]):
+        inputs.append(_phase_inputs(read_config(path), workload, plan.seed))
+        session = open_session(path, provider=provider, num_threads=num_threads, spin_between_runs=False)
+        calls.append({phase: _bind(session, values, provider) for phase, values in inputs[-1].items()})
+    lengths = [{phase: _past_length(values) for phase, values in one.items()} for one in inputs]
+    shared = [phase for phase in calls[0] if phase in calls[1]]
+    for phase in shared:
+        if lengths[0][phase] != lengths[1][phase]:
+            found = " and ".join(str(one[phase]) for one in lengths)
+            raise InputError(f"the two would decode at different contexts, {found} tokens; choose a shorter one")
+    before = read_machine_state(cores)
+    blocks = {
+        phase: measure_paired(
+            calls[1][phase],
+            calls[0][phase],
+            is_parallel=any(_counts_by_means(one[phase]) for one in calls),
+            precision=plan.precision,
+            max_seconds=plan.max_seconds,
+            seed=plan.seed,
+        )
+        for phase in shared
+    }
+    return {
+        "past_length": lengths[0],
+        "blocks": {phase: asdict(found) for phase, found in blocks.items()},
+        "machine": {"before": asdict(before), "after": asdict(read_machine_state(cores))},
+    }
+
+
+def _counts_by_means(call: Callable[[], None]) -> bool:
+    """Whether blocks of these calls hold what a scheduler took from them: several threads, or calls that last."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started > SHORT_CALL_S or is_parallel(_helper_share(call))
 
 
 def _time(
@@ -232,8 +282,10 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: str) -> None:
+    """The parent removes the folder when this process ends; when it is gone itself, nobody else does."""
     sys.stdin.read()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -7,27 +7,28 @@ import contextlib
 import itertools
 import json
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estimator.config import TransformerConfig
-from estimator.errors import InputError, StorageFullError
+from estimator.errors import InputError
+from estimator.measuring.compare_command import compare
 from estimator.measuring.records import MachineState, Measurement, MeasurementPlan, PhaseLatency, RequestLatency
 from estimator.measuring.runner import measure
+from estimator.measuring.subject import Subject, prepare, sizes_of, talk
 from estimator.memory import estimate_memory
 from estimator.ort_session import PROVIDERS, provider_name
-from estimator.weight_types import BUILD_DTYPES, stored_weight_bytes, weight_dtypes
+from estimator.quantities import quantity
+from estimator.weight_types import BUILD_DTYPES
 from estimator.workload import Workload
 
 if TYPE_CHECKING:
-    from estimator.onnx_builder import OnnxArtifact
+    pass
 
 __all__ = ["add_parser", "run"]
 
@@ -38,21 +39,13 @@ examples:
   estimator measure model.onnx --json
   estimator measure gpt2 --sequence-length 32,128,512 --batch-size 1,8
   estimator measure gpt2 --generate 64 --whole-request
+  estimator measure --compare before.onnx after.onnx
+  estimator measure --compare gpt2 gpt2 --weight-dtype fp32,int8
 
 A config is built as ONNX with random weights, which take as long as trained ones. The latency is normalised: the
 paired ratio to a fixed graph, times what that graph takes on this machine when it is quiet. docs/measuring.md says how.
 Several sizes, with commas, are measured one after another in every combination, each in a process of its own.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
-    """What is measured: the file, and the config it was built from."""
-
-    path: Path
-    config: TransformerConfig
-    weight_dtype: str
-    weight_bytes: int
 
 
 def add_parser(commands: Any) -> None:
@@ -65,7 +58,15 @@ def add_parser(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="config.json, its folder, a bundled model, or our .onnx file")
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="config.json, its folder, a bundled model, or our .onnx file"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two SOURCEs in alternation: how long B takes for each second of A",
+    )
     for option, default, what in (
         ("--batch-size", workload.batch_size, "sequences at once"),
         ("--sequence-length", workload.prompt_length, "prompt tokens"),
@@ -77,7 +78,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--whole-request", action="store_true", help="also the prompt and all --generate tokens run in a row"
     )
-    parser.add_argument("--weight-dtype", choices=BUILD_DTYPES, help="(fp32; an .onnx file has its own)")
+    parser.add_argument(
+        "--weight-dtype",
+        type=_weight_dtypes,
+        metavar="TYPE",
+        help=f"{', '.join(BUILD_DTYPES)} (fp32; an .onnx file has its own); two with a comma for A and B",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (all physical cores)")
     parser.add_argument("--provider", default="cpu", help=f"{', '.join(PROVIDERS)} (%(default)s)")
     parser.add_argument(
@@ -93,19 +99,38 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--time-limit", type=float, default=plan.time_limit_s, metavar="S", help="give up after (%(default)s s)"
     )
+    parser.add_argument(
+        "--memory-limit",
+        type=quantity("bytes"),
+        metavar="SIZE",
+        help="memory the model may take, such as 2GB (four fifths of the machine)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Builds the model if need be, measures it and prints the result."""
     plan = MeasurementPlan(
-        num_threads=args.threads, precision=args.precision, max_seconds=args.max_seconds, time_limit_s=args.time_limit
+        num_threads=args.threads,
+        precision=args.precision,
+        max_seconds=args.max_seconds,
+        time_limit_s=args.time_limit,
+        memory_limit_bytes=None if args.memory_limit is None else int(args.memory_limit),
     )
     # What is wrong is refused before a model is built for it.
     provider_name(args.provider)
     workloads = _workloads(args)
+    if args.compare is not None:
+        _check_comparison(args)
+        with _tidy_end():
+            return compare(args.compare, args.weight_dtype, workloads, plan, args.provider, as_json=args.json)
+    if args.source is None:
+        raise InputError("give a SOURCE to measure, or --compare A B")
+    if len(args.weight_dtype or ()) > 1:
+        raise InputError("two weight types are for --compare A B; give one")
     with _tidy_end(), tempfile.TemporaryDirectory(prefix="archfront-") as folder:
-        subject = _subject(args, Path(folder))
+        weight_dtype = args.weight_dtype[0] if args.weight_dtype else None
+        subject = prepare(args.source, Path(folder), weight_dtype=weight_dtype, provider=args.provider)
         found = [_measure(subject, workload, plan, args) for workload in workloads]
     if args.json:
         documents = [_document(measurement, subject.weight_dtype, predicted) for measurement, predicted in found]
@@ -114,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write("\n".join(_table(measurement, predicted) for measurement, predicted in found))
         if not args.source.endswith(".onnx"):
-            _talk(f"next: estimator size {shlex.quote(args.source)} --explain")
+            talk(f"next: estimator size {shlex.quote(args.source)} --explain")
     return 0
 
 
@@ -124,6 +149,23 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, or several with commas between") from None
+
+
+def _weight_dtypes(text: str) -> tuple[str, ...]:
+    """One weight type, or two with a comma between."""
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in BUILD_DTYPES]
+    if unknown or len(names) > 2:
+        what = f"unknown weight type {unknown[0]!r}" if unknown else "at most two weight types"
+        raise argparse.ArgumentTypeError(f"{what}; choose from {', '.join(BUILD_DTYPES)}")
+    return names
+
+
+def _check_comparison(args: argparse.Namespace) -> None:
+    if args.source is not None:
+        raise InputError(f"--compare A B measures those two; leave {args.source!r} out")
+    if args.whole_request:
+        raise InputError("--compare has both phases and no whole request; leave --whole-request out")
 
 
 def _workloads(args: argparse.Namespace) -> list[Workload]:
@@ -137,17 +179,13 @@ def _workloads(args: argparse.Namespace) -> list[Workload]:
 
 
 def _measure(
-    subject: _Subject, workload: Workload, plan: MeasurementPlan, args: argparse.Namespace
+    subject: Subject, workload: Workload, plan: MeasurementPlan, args: argparse.Namespace
 ) -> tuple[Measurement, int]:
     """The measurement of one workload, and the memory in bytes that the model of it predicts."""
     workload = replace(workload, weight_dtype=subject.weight_dtype)
-    _talk(f"measuring {_sizes_of(workload)} in a child process ...")
+    talk(f"measuring {sizes_of(workload)} in a child process ...")
     found = measure(subject.path, workload, plan=plan, provider=args.provider, whole_request=args.whole_request)
     return found, estimate_memory(subject.config, workload, stored_bytes=subject.weight_bytes).total_bytes
-
-
-def _sizes_of(workload: Workload) -> str:
-    return f"batch {workload.batch_size}, prompt {workload.prompt_length}, generated {workload.generated_length}"
 
 
 @contextlib.contextmanager
@@ -161,45 +199,6 @@ def _tidy_end() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _subject(args: argparse.Namespace, folder: Path) -> _Subject:
-    from estimator.onnx_builder import build_onnx, read_artifact
-    from estimator.readers.source import read_source
-
-    if args.source.endswith(".onnx"):
-        path = Path(args.source)
-        artifact = read_artifact(path)
-        if args.weight_dtype not in (None, artifact.weight_dtype):
-            raise InputError(f"{path} has {artifact.weight_dtype} weights; leave --weight-dtype out")
-        return _subject_of(artifact)
-    config = read_source(args.source).config
-    weight_dtype = args.weight_dtype or "fp32"
-    _check_space(stored_weight_bytes(config, weight_dtypes(config, weight_dtype)), folder)
-    _talk(f"building {args.source} as ONNX with random weights ...")
-    return _subject_of(
-        build_onnx(config, path=folder / "model.onnx", weight_dtype=weight_dtype, provider=args.provider)
-    )
-
-
-def _subject_of(artifact: OnnxArtifact) -> _Subject:
-    from estimator.onnx_builder import read_config
-
-    return _Subject(
-        path=artifact.path,
-        config=read_config(artifact.path),
-        weight_dtype=artifact.weight_dtype,
-        weight_bytes=artifact.weight_bytes,
-    )
-
-
-def _check_space(needed: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StorageFullError(
-            f"the ONNX file takes {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left; "
-            "set TMPDIR to a larger disk, or choose a smaller model"
-        )
 
 
 def _document(measurement: Measurement, weight_dtype: str, predicted_bytes: int) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def _table(measurement: Measurement, predicted_bytes: int) -> str:
     phases = (measurement.prefill, measurement.decode, None if request is None else request.measured)
     lines = [
         f"{device.cpu_model or device.architecture}, {device.num_threads} threads, "
-        f"ONNX Runtime {device.onnxruntime_version} on {device.provider}; {_sizes_of(measurement.workload)}",
+        f"ONNX Runtime {device.onnxruntime_version} on {device.provider}; {sizes_of(measurement.workload)}",
         f"{'':<8}{'normalised':>13}{'95 % interval':>24}{'raw median':>14}{'p90':>14}{'p99':>14}  verdict",
         *(_line(phase) for phase in phases if phase is not None),
         *([] if request is None else [_request_line(request)]),
@@ -280,7 +279,3 @@ def _state_line(before: MachineState | None, after: MachineState | None) -> list
         else "",
     ]
     return [f"cores: {', '.join(text for text in pairs if text)}"] if any(pairs) else []
-
-
-def _talk(text: str) -> None:
-    sys.stderr.write(text + "\n")

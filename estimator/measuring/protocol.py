@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from estimator.measuring.statistics import block_means, block_medians, bootstrap_median, percentile
 
@@ -26,6 +27,7 @@ __all__ = [
     "MIN_PAIRS",
     "MOST_CONTENTION",
     "NOISY_PRECISION",
+    "SHORT_CALL_S",
     "Blocks",
     "PairedLatency",
     "judge",
@@ -67,6 +69,11 @@ class Blocks:
     candidate_s: tuple[tuple[float, ...], ...]
     yardstick_s: tuple[tuple[float, ...], ...]
     is_parallel: bool
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Blocks:
+        samples = {name: tuple(tuple(block) for block in values[name]) for name in ("candidate_s", "yardstick_s")}
+        return cls(**{**values, **samples})
 
     @property
     def ratios(self) -> list[float]:
@@ -180,7 +187,7 @@ def _reach(interval: tuple[float, float, float]) -> float:
 
 def _block_sizes(candidate_s: float, yardstick_s: float) -> tuple[int, int]:
     """Calls in a candidate block and in a yardstick block, so that both last equally long."""
-    candidate_calls = max(1, min(MAX_CALLS_PER_BLOCK, round(BLOCK_S / candidate_s)))
+    candidate_calls = max(1, min(MAX_CALLS_PER_BLOCK, round(max(BLOCK_S, yardstick_s) / candidate_s)))
     yardstick_block_s = min(MAX_YARDSTICK_BLOCK_S, candidate_calls * candidate_s)
     return candidate_calls, max(1, round(yardstick_block_s / yardstick_s))
 

@@ -25,6 +25,8 @@ __all__ = [
 # quiet: the yardstick ran at its quiet speed. corrected: it was slower, but the paired ratio is known well.
 # noisy: the interval of the ratio stayed wide, or the yardstick took over twice as long; decide nothing by this number.
 VERDICTS = ("quiet", "corrected", "noisy")
+# Less does not hold the yardsticks and the threads' stacks.
+_LEAST_MEMORY_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class MeasurementPlan:
     precision: stop when the 95 % interval reaches at most this fraction of the value to either side.
     max_seconds: stop after so many seconds per phase, whatever the interval, but not before ten pairs of blocks.
     time_limit_s: the child process is ended after so many seconds in all.
+    memory_limit_bytes: the child may take so much beyond what it has at its start; None means four fifths of the
+        machine. Enforced on Linux.
     seed: of the random inputs and of the bootstrap.
 
     Raises:
@@ -45,6 +49,7 @@ class MeasurementPlan:
     precision: float = 0.03
     max_seconds: float = 1.0
     time_limit_s: float = 300.0
+    memory_limit_bytes: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +57,8 @@ class MeasurementPlan:
             raise InputError(f"num_threads must be at least 1, not {self.num_threads!r}")
         if not 0 < self.precision < 1:
             raise InputError(f"precision must be a fraction between 0 and 1, not {self.precision!r}")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < _LEAST_MEMORY_BYTES:
+            raise InputError(f"memory_limit_bytes must be at least 64 MiB, not {self.memory_limit_bytes!r}")
         for name in ("max_seconds", "time_limit_s"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise InputError(f"{name} must be above 0 and at most a day, not {getattr(self, name)!r}")

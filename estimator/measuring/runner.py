@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from estimator import errors
-from estimator.errors import CorruptFileError, InputError, MeasurementError
+from estimator.errors import CorruptFileError, InputError
 from estimator.measuring.cores import default_num_threads
 from estimator.measuring.fingerprint import host_fingerprint
+from estimator.measuring.limits import default_memory_limit_bytes
+from estimator.measuring.process import run_child
 from estimator.measuring.protocol import Blocks, judge
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times, known_quiet_times
 from estimator.measuring.records import MachineState, Measurement, MeasurementPlan, PhaseLatency, RequestLatency
-from estimator.ort_session import NO_TELEMETRY
 from estimator.workload import Workload
 
-__all__ = ["measure"]
+__all__ = ["ask_child", "identify", "measure"]
 
 _NOT_QUIET = (
     "other processes kept the machine busy while the yardsticks were calibrated, so latencies may be too high; "
     "the next measurement tries again"
 )
-_MEMORY_ADVICE = "memory ran out; a smaller batch, prompt or model may fit"
 
 
 def measure(
@@ -45,9 +37,9 @@ def measure(
 ) -> Measurement:
     """Latency of both phases and peak memory of an ONNX file that `build_onnx` wrote, on this machine.
 
-    The work is done in a child process of its own: a fresh memory arena, a fixed thread count, a time limit. It is
-    gone when this function returns or raises, and it ends itself when this process is killed. With `whole_request` the
-    prompt and all generated tokens are also run in a row, a dozen times or more.
+    The work is done in a child process of its own: a fresh memory arena, a fixed thread count, limits of time and
+    memory. It is gone when this function returns or raises, and it ends itself when this process is killed. With
+    `whole_request` the prompt and all generated tokens are also run in a row, a dozen times or more.
 
     Raises:
         CorruptFileError: the file is missing or is not one of ours.
@@ -55,25 +47,14 @@ def measure(
         MeasurementError: reason time_limit, out_of_memory or crash.
     """
     path, workload, plan = Path(path), workload or Workload(), plan or MeasurementPlan()
-    cores = psutil.cpu_count() or 1
-    if plan.num_threads is not None and plan.num_threads > cores:
-        raise InputError(f"num_threads {plan.num_threads} is more than the {cores} cores of this machine")
     if whole_request and not workload.generated_length:
         raise InputError("a whole request has generated tokens; generated_length must be at least 1, not 0")
-    sha256, file_bytes = _identify(path)
+    sha256, file_bytes = identify(path)
     device = host_fingerprint(provider=provider, num_threads=plan.num_threads)
     known, warning = known_quiet_times(device)
     warnings = [warning] if warning else []
-    request = {
-        "path": str(path),
-        "provider": provider,
-        "num_threads": plan.num_threads or default_num_threads(),
-        "plan": asdict(plan),
-        "workload": asdict(workload),
-        "whole_request": whole_request,
-        "calibration_attempts": _calibration_attempts(known),
-    }
-    answer = _run_child(request, plan.time_limit_s)
+    options = {"whole_request": whole_request, "calibration_attempts": _calibration_attempts(known)}
+    answer = ask_child({"path": str(path), **options}, workload, plan, provider)
     if answer["quiet"] is not None:
         known, warning = keep_quiet_times(device, QuietTimes(**answer["quiet"]))
         warnings += [warning] if warning else []
@@ -120,7 +101,31 @@ def _calibration_attempts(known: QuietTimes | None) -> int:
     return 0 if known.is_final else 1
 
 
-def _identify(path: Path) -> tuple[str, int]:
+def ask_child(request: dict[str, Any], workload: Workload, plan: MeasurementPlan, provider: str) -> dict[str, Any]:
+    """The child's answer to a request about files under a workload and a plan.
+
+    Raises:
+        As `measure`.
+    """
+    cores = psutil.cpu_count() or 1
+    if plan.num_threads is not None and plan.num_threads > cores:
+        raise InputError(f"num_threads {plan.num_threads} is more than the {cores} cores of this machine")
+    common = {
+        "provider": provider,
+        "num_threads": plan.num_threads or default_num_threads(),
+        "plan": asdict(plan),
+        "workload": asdict(workload),
+    }
+    memory_bytes = plan.memory_limit_bytes or default_memory_limit_bytes()
+    return run_child(request | common, time_limit_s=plan.time_limit_s, memory_limit_bytes=memory_bytes)
+
+
+def identify(path: Path) -> tuple[str, int]:
+    """The file's sha256 and its bytes.
+
+    Raises:
+        CorruptFileError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
@@ -128,90 +133,11 @@ def _identify(path: Path) -> tuple[str, int]:
         raise CorruptFileError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _run_child(request: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
-    """The child's result. Standard input stays open as long as the child may run: its end is the child's signal."""
-    command = [sys.executable, "-m", "estimator.measuring.child"]
-    with tempfile.TemporaryFile() as talk:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            start_new_session=True,
-            env=NO_TELEMETRY | os.environ,
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(time_limit_s, stop)
-        timer.start()
-        try:
-            with child.stdout, child.stdin:
-                _send(child, request)
-                output = child.stdout.read()
-            code = child.wait()
-        finally:
-            timer.cancel()
-            child.kill()
-            child.wait()
-        if late.is_set():
-            raise MeasurementError(f"stopped at the time limit of {time_limit_s:g} s", reason="time_limit")
-        talk.seek(0)
-        return _answer(output, code, talk.read().decode(errors="replace"))
-
-
-def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
-    assert child.stdin is not None
-    try:
-        child.stdin.write(json.dumps(request).encode() + b"\n")
-        child.stdin.flush()
-    except BrokenPipeError:
-        pass  # it died before it could read; its exit code says how
-
-
-def _answer(output: bytes, code: int, talk: str) -> dict[str, Any]:
-    try:
-        answer = json.loads(output)
-    except ValueError:
-        raise _death(code, talk) from None
-    if "error" in answer:
-        raise _rebuilt(answer["error"]["type"], answer["error"]["message"])
-    result: dict[str, Any] = answer["result"]
-    return result
-
-
-def _rebuilt(name: str, message: str) -> Exception:
-    if name == "MemoryError":
-        return MeasurementError(f"{_MEMORY_ADVICE} ({message})", reason="out_of_memory")
-    if name in errors.__all__:
-        kind: type[errors.EstimatorError] = getattr(errors, name)
-        return kind(message)
-    return MeasurementError(message, reason="crash")
-
-
-def _death(code: int, talk: str) -> MeasurementError:
-    if code == -signal.SIGKILL:  # not from the timer
-        text = "the measuring process was killed (SIGKILL), as the kernel does when memory runs out"
-        return MeasurementError(text, reason="out_of_memory")
-    last = next((line for line in reversed(talk.splitlines()) if line.strip()), "")
-    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-    return MeasurementError(f"the measuring process {how}{': ' if last else ''}{last}", reason="crash")
-
-
 def _phase(
     name: str, answer: dict[str, Any], quiet_s: dict[str, float], workload: Workload, plan: MeasurementPlan
 ) -> PhaseLatency:
-    yardstick, blocks = answer["yardstick"][name], answer["blocks"][name]
-    found = Blocks(
-        candidate_s=tuple(tuple(block) for block in blocks["candidate_s"]),
-        yardstick_s=tuple(tuple(block) for block in blocks["yardstick_s"]),
-        is_parallel=blocks["is_parallel"],
-    )
+    yardstick = answer["yardstick"][name]
+    found = Blocks.from_dict(answer["blocks"][name])
     latency = judge(found, quiet_s=quiet_s[yardstick], seed=plan.seed)
     return PhaseLatency(
         phase=name,
