@@ -207,6 +207,9 @@ def _device_warnings(workload: Workload, memory: MemoryEstimate, device: Device 
     rates = device.peak_flops_per_s
     if not rates or device.memory_bandwidth_bytes_per_s is None:
         warnings.append(f"no latency: {device.name} has no published arithmetic rate or bandwidth")
+    elif device.kind == "gpu" and workload.weight_dtype in ("int8", "fp8") and workload.weight_dtype in rates:
+        name = workload.weight_dtype
+        warnings.append(f"the time is that of products in {name}, so of activations that are {name} too")
     elif workload.activation_dtype not in rates and peak_rate(workload, device) == rates.get("fp32"):
         warnings.append(f"{device.name} has no published {workload.activation_dtype} rate; the time is that of fp32")
     return warnings

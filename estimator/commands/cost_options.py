@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--training-tokens", type=quantity(""), metavar="N", help="tokens in all, such as 300B")
     training.add_argument("--target-length", type=count(1), metavar="N", help="tokens of an encoder-decoder's target")
-    training.add_argument("--num-devices", type=count(1), metavar="N", help="devices that train together (1)")
+    training.add_argument(
+        "--num-devices", type=count(1), metavar="N", help="devices in all (those of --training, else 1)"
+    )
     training.add_argument("--achieved", type=quantity("flops"), metavar="R", help="FLOP/s of a device, such as 24.6T")
     training.add_argument("--utilisation", type=_share, metavar="S", help="share of its peak, such as 40%%")
     parser.set_defaults(usage_error=parser.error)
@@ -74,13 +77,18 @@ def training_of(result: Estimate, args: argparse.Namespace) -> TrainingCompute |
         tokens=round(args.training_tokens),
         sequence_length=args.sequence_length,
         target_length=args.target_length or 0,
-        num_devices=args.num_devices or 1,
+        num_devices=args.num_devices or _planned_devices(args),
         dtype="fp32" if args.weight_dtype == "fp32" else "bf16",
         checkpointing="full" if args.checkpointing in ("full", "reversible") else "none",
         achieved_flops_per_s=args.achieved,
         utilisation=args.utilisation,
     )
     return estimate_training_compute(result.network, run, result.device, _facility(result, args))
+
+
+def _planned_devices(args: argparse.Namespace) -> int:
+    """The devices that --training divides the model and its batches among: its run is theirs."""
+    return math.prod(getattr(args, f"{axis}_parallel") or 1 for axis in ("data", "tensor", "pipeline"))
 
 
 def cost_document(result: Estimate, args: argparse.Namespace) -> dict[str, Any]:

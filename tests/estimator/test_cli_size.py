@@ -272,6 +272,21 @@ def test_the_length_of_an_image_is_not_the_prompts(capsys):
     assert not document(capsys, "size", "clip-vit-base-patch32", "--sequence-length", "70")["warnings"]
 
 
+def test_products_in_eight_bits_are_said_to_be_assumed(capsys):
+    """A GPU multiplies in int8 only what is int8 on both sides, as the activations above the figures are not."""
+    said = "activations that are int8 too"
+    for dtype, times in (("int8", 1), ("int4", 0)):
+        found = document(capsys, "size", "bert-base-uncased", "--device", "t4", "--weight-dtype", dtype)["warnings"]
+        assert sum(said in warning for warning in found) == times
+
+
+def test_a_training_run_takes_the_devices_of_its_plan(capsys):
+    """Memory of eight devices and hours of one were in one answer; --num-devices still says otherwise."""
+    asked = ("size", "gpt2", "--training", "--data-parallel", "4", "--tensor-parallel", "2", "--training-tokens", "1B")
+    assert document(capsys, *asked)["training_compute"]["run"]["num_devices"] == 8
+    assert document(capsys, *asked, "--num-devices", "16")["training_compute"]["run"]["num_devices"] == 16
+
+
 def test_the_cache_of_an_encoder_is_one_warning(capsys):
     """Whatever its type."""
     for dtype in ("bf16", "int8"):
