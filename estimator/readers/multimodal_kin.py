@@ -121,7 +121,7 @@ def _kosmos2(fields: Fields) -> Network:
     """kosmos-2: learned rows attend to the patches and to themselves; they are what the text reads."""
     if fields.task not in ("base", "image_text_to_text"):
         raise UnsupportedModelError(f"classes for {fields.task} are not supported for {fields.data.model_type}")
-    text, vision = fields.sub("text_config", task="base"), fields.sub("vision_config", task="base")
+    text, vision = (fields.own_sub(name, task="base") for name in ("text_config", "vision_config"))
     text.choice("add_cross_attention", (False, None))
     tied = any((text.flag("tie_word_embeddings"), fields.flag("tie_word_embeddings")))  # either of the two ties
     hidden, rows, facts = text.size("hidden_size"), fields.size("latent_query_num"), VISION[vision.data.model_type]

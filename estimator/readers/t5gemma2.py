@@ -30,8 +30,8 @@ def t5gemma2_network(fields: Fields) -> Network:
         UnsupportedModelError: the class's task is not known here.
     """
     fields.ignore("is_encoder_decoder", "vocab_size")
-    outer, target = fields.sub("encoder"), fields.sub("decoder")
-    source, vision = outer.sub("text_config"), outer.sub("vision_config", task="base")
+    outer, target = fields.own_sub("encoder"), fields.own_sub("decoder")
+    source, vision = outer.own_sub("text_config"), outer.own_sub("vision_config", task="base")
     for part in (outer, source, target, vision):
         part.ignore("tie_word_embeddings", "max_position_embeddings")
     hidden, vocabulary = target.size("hidden_size"), target.size("vocab_size")
