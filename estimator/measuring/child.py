@@ -1,4 +1,4 @@
-"""The child process of one measurement: `python -m estimator.measuring.child`.
+"""The child process of one measurement: `python -m estimator.measuring.child FOLDER`.
 
 Reads one line of JSON from standard input and writes one JSON document to standard output. It ends itself when
 standard input closes, that is, when its parent is gone. ONNX Runtime is imported before the baseline is taken, and
@@ -51,8 +51,12 @@ _STATUS = Path("/proc/self/status")
 
 def main() -> int:
     """Measures what the request on standard input asks for."""
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, args=(request["folder"],), daemon=True).start()
+    folder, line = sys.argv[1], sys.stdin.readline()
+    if not line:  # the parent was gone before it could ask
+        shutil.rmtree(folder, ignore_errors=True)
+        return 1
+    request = json.loads(line)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     _be_first_to_go()
     limit_this_process(
         memory_bytes=request["memory_limit_bytes"],

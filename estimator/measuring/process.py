@@ -41,7 +41,7 @@ def run_child(request: dict[str, Any], *, time_limit_s: float, memory_limit_byte
     except OSError as error:
         raise StorageFullError(f"a measurement needs a temporary folder, and none can be made: {error}") from error
     with folder:
-        output, talk, code = _run(request | {"folder": folder.name}, Path(folder.name), time_limit_s)
+        output, talk, code = _run(request, Path(folder.name), time_limit_s)
     return _answer(output, talk, code, memory_limit_bytes)
 
 
@@ -50,7 +50,7 @@ def _run(request: dict[str, Any], folder: Path, time_limit_s: float) -> tuple[by
     late = threading.Event()
     with (folder / "answer").open("w+b") as output, (folder / "talk").open("w+b") as talk:
         child = subprocess.Popen(
-            _COMMAND,
+            [*_COMMAND, str(folder)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=output,
