@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from estimator.errors import InputError
-from estimator.explain import derive
+from estimator.explaining.figures import derive
 from estimator.network import Network
 from estimator.readers.family_data import family_data
 from estimator.readers.huggingface import read_dtype

@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.fuzz_configs import config_outcome, hostile_configs, mutate_config, reading_outcome
 from estimator.errors import InputError
-from estimator.readers.gguf_config import config_of_gguf
-from estimator.readers.weight_files import read_weight_file
+from estimator.readers.files.gguf_config import config_of_gguf
+from estimator.readers.files.weight_files import read_weight_file
 from tests.estimator.file_samples import gguf_bytes, gguf_config_keys, safetensors_bytes
 
 __all__ = ["good_files", "hostile_files", "mutate", "outcome"]

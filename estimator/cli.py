@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "fit": ("estimator.commands.fit", "the largest batch, context or model for a device; the device for a model"),
     "compare": ("estimator.commands.compare", "models side by side"),
     "models": ("estimator.commands.models", "the bundled models: names, parameters, classes"),
-    "devices": ("estimator.devices_command", "the table of devices, or one with its sources"),
+    "devices": ("estimator.commands.devices", "the table of devices, or one with its sources"),
     "calibrate": (
         "estimator.commands.calibrate",
         "learn what this machine, or a device with measured points, sustains",

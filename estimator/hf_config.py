@@ -7,7 +7,7 @@ from typing import Any
 
 from estimator.config import TransformerConfig
 from estimator.errors import InputError
-from estimator.readers.families import FAMILIES, Family
+from estimator.readers.buildable_families import FAMILIES, Family
 from estimator.readers.huggingface import read_config
 
 __all__ = ["hf_family", "stock_values"]

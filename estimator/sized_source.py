@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from estimator.calibrating.profiles import find_device
-from estimator.energy import estimate_energy
-from estimator.facility import facility_of
+from estimator.cost.energy import estimate_energy
+from estimator.cost.facility import facility_of
 from estimator.network import Network
 from estimator.readers.quantization_config import apply_quantization
 from estimator.readers.source import ModelSource

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from estimator.blocks import attention, embedding, feed_forward, head, linear, norm, norm_weights
+from estimator.blocks.common import attention, embedding, feed_forward, head, linear, norm, norm_weights
 from estimator.config import Layer, TransformerConfig
 from estimator.errors import BuildError
 from estimator.network import Block, Network, Stack, stored_weights

@@ -18,7 +18,7 @@ from estimator.cli import main as estimator
 from estimator.errors import InputError
 from estimator.params import count_params
 from estimator.readers.source import source_of_values
-from estimator.reference_rows import reference_rows
+from estimator.validating.rows import reference_rows
 
 PAGE = Path(__file__).parents[1] / "docs" / "models-in-articles.md"
 

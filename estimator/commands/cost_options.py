@@ -8,16 +8,16 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from estimator.commands.arguments import count
+from estimator.cost.energy import EnergyEstimate, estimate_energy
+from estimator.cost.facility import DATA_CENTRE_PUE, WORLD_GRID_KG_PER_KWH, Facility, facility_of
 from estimator.display import shorten
-from estimator.energy import EnergyEstimate, estimate_energy
-from estimator.facility import DATA_CENTRE_PUE, WORLD_GRID_KG_PER_KWH, Facility, facility_of
 from estimator.figures import Figure
 from estimator.quantities import quantity
 from estimator.sizing import Estimate
-from estimator.training_compute import TrainingCompute, TrainingRun, estimate_training_compute
+from estimator.training.compute import TrainingCompute, TrainingRun, estimate_training_compute
 
 if TYPE_CHECKING:
-    from estimator.explain import Derivation
+    from estimator.explaining.figures import Derivation
 
 __all__ = ["add_arguments", "cost_document", "cost_explanation", "cost_lines", "energy_of", "training_of"]
 
@@ -119,7 +119,7 @@ def cost_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
 
 def cost_explanation(result: Estimate, args: argparse.Namespace) -> tuple[Derivation, ...]:
     """How each figure of energy and training compute is derived."""
-    from estimator.explain_cost import derive_energy, derive_training_compute
+    from estimator.explaining.cost import derive_energy, derive_training_compute
 
     energy, training = energy_of(result, args), training_of(result, args)
     derived = () if energy is None else derive_energy(result, energy)

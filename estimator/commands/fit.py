@@ -9,11 +9,11 @@ import textwrap
 from typing import Any
 
 from estimator.commands.arguments import SOURCE_HELP, add_workload, request_of_arguments
-from estimator.device_fitting import find_devices, fit_num_devices
 from estimator.devices import Device, load_devices
 from estimator.display import print_json, shorten
 from estimator.errors import InputError
-from estimator.fitting import (
+from estimator.fitting.devices import find_devices, fit_num_devices
+from estimator.fitting.limits import (
     DEFAULT_RESERVE,
     Answer,
     Demand,
@@ -26,9 +26,9 @@ from estimator.fitting import (
     fit_weight_dtypes,
     why_unknown,
 )
+from estimator.fitting.sharding import REPLICATED
 from estimator.quantities import quantity
 from estimator.readers.source import ModelSource, read_source
-from estimator.sharding import REPLICATED
 from estimator.workload import WEIGHT_DTYPES
 
 __all__ = ["add_parser", "run"]

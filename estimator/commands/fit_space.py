@@ -11,7 +11,7 @@ from typing import Any
 from estimator.config import TransformerConfig
 from estimator.display import print_json, shorten
 from estimator.errors import InputError
-from estimator.fitting import Limits, has_rates
+from estimator.fitting.limits import Limits, has_rates
 from estimator.params import count_params
 from estimator.space_fitting.candidates import SpaceAnswer
 from estimator.space_fitting.find import find_space

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _derivations(result: Estimate, args: argparse.Namespace) -> dict[str, Any]:
-    from estimator.explain import LEGEND, derive
+    from estimator.explaining.figures import LEGEND, derive
 
     rows = (*derive(result), *cost_explanation(result, args))
     return {"explain": {"legend": LEGEND, "figures": [asdict(row) for row in rows]}}
@@ -199,7 +199,7 @@ def _row(label: str, value: int | None, unit: str, origin: str) -> str:
 
 
 def _explanation(result: Estimate, args: argparse.Namespace) -> str:
-    from estimator.explain import LEGEND, derive
+    from estimator.explaining.figures import LEGEND, derive
 
     lines = ["", "how each figure is derived", f"  {LEGEND}"]
     for row in (*derive(result), *cost_explanation(result, args)):

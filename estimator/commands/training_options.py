@@ -12,7 +12,7 @@ from estimator.display import shorten
 from estimator.errors import InputError
 from estimator.readers.source import read_source
 from estimator.sizing import Estimate
-from estimator.training_plan import (
+from estimator.training.plan import (
     BASE_DTYPES,
     CHECKPOINTING,
     LORA_TARGETS,
@@ -28,7 +28,7 @@ from estimator.training_plan import (
 )
 
 if TYPE_CHECKING:
-    from estimator.training import FederatedMemory, TrainingMemory
+    from estimator.training.memory import FederatedMemory, TrainingMemory
 
 __all__ = ["add_arguments", "explained_lines", "plan_of", "training_document", "training_lines"]
 
@@ -150,7 +150,7 @@ def training_document(result: Estimate, args: argparse.Namespace) -> dict[str, A
         origins = {"round_bytes": "counted", "server_bytes": "modelled"}
         document["federated"] = asdict(federated) | {"server_bytes": federated.server_bytes, "origins": origins}
     if args.explain:
-        from estimator.explain_training import derive_training
+        from estimator.explaining.training import derive_training
 
         document["explain"] = [asdict(row) for row in derive_training(result.network, plan, memory)]
     return {"training": document}
@@ -184,7 +184,7 @@ def training_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
 
 def explained_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
     """How each figure of training is derived; nothing without --training."""
-    from estimator.explain_training import derive_training
+    from estimator.explaining.training import derive_training
 
     plan = plan_of(args)
     if plan is None:
@@ -199,7 +199,7 @@ def explained_lines(result: Estimate, args: argparse.Namespace) -> list[str]:
 def _memory(
     result: Estimate, plan: TrainingPlan, args: argparse.Namespace
 ) -> tuple[TrainingMemory, FederatedMemory | None]:
-    from estimator.training import estimate_federated_memory, estimate_training_memory
+    from estimator.training.memory import estimate_federated_memory, estimate_training_memory
 
     teacher = read_source(args.teacher).network if args.teacher else None
     memory = estimate_training_memory(result.network, plan, teacher)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from estimator.display import print_json, shorten
-from estimator.validation import CLASSES, Comparison, ErrorClass, compare_class, summarise
+from estimator.validating.comparisons import CLASSES, Comparison, ErrorClass, compare_class, summarise
 
 __all__ = ["add_parser", "run"]
 

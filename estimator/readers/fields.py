@@ -12,7 +12,7 @@ from typing import Any
 
 from estimator.config import MAX_LAYERS, show
 from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.readers.families import COMMON_REQUIRED
+from estimator.readers.buildable_families import COMMON_REQUIRED
 from estimator.readers.family_data import FamilyData, family_data, shared_defaults
 from estimator.readers.neutral import SYNONYMS, is_neutral
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from estimator.config import TransformerConfig, show
 from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.readers.families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES, Family
+from estimator.readers.buildable_families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES, Family
 
 __all__ = ["NATIVE_MODEL_TYPE", "read_config", "read_dtype"]
 

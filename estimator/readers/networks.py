@@ -73,7 +73,7 @@ def network_families() -> tuple[str, ...]:
 
 
 def _readers(module: str) -> Mapping[str, Reader]:
-    readers: Mapping[str, Reader] = importlib.import_module(f"estimator.readers.{module}").READERS
+    readers: Mapping[str, Reader] = importlib.import_module(f"estimator.readers.families.{module}").READERS
     return readers
 
 

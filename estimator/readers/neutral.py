@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimator.readers.families import BOOKKEEPING
+from estimator.readers.buildable_families import BOOKKEEPING
 
 __all__ = ["SYNONYMS", "is_neutral"]
 

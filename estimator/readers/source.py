@@ -13,11 +13,11 @@ from typing import Any
 from estimator.config import TransformerConfig, show
 from estimator.errors import ConfigError, CorruptFileError, InputError, UnsupportedModelError
 from estimator.network import Block, Network, Stack, Weight
-from estimator.readers.gguf_config import config_of_gguf
+from estimator.readers.files.gguf_config import config_of_gguf
+from estimator.readers.files.weight_files import WeightFile, compare_with_config, find_weights, read_weight_file
 from estimator.readers.huggingface import NATIVE_MODEL_TYPE, read_config, read_dtype
 from estimator.readers.networks import read_network
 from estimator.readers.quantization_config import Quantization, read_quantization
-from estimator.readers.weight_files import WeightFile, compare_with_config, find_weights, read_weight_file
 from estimator.weights import network_of
 
 __all__ = ["ModelSource", "bundled_models", "read_bundled", "read_source", "source_of_values"]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from estimator.achievable import achievable_of
 from estimator.batch import BatchEstimate
 from estimator.config import TransformerConfig
+from estimator.cost.power import power_class_of
 from estimator.devices import Device
-from estimator.fitting import Demand, Limits, Request, broken_limit, demand_of
+from estimator.fitting.limits import Demand, Limits, Request, broken_limit, demand_of
 from estimator.latency import computing_rate, count_operators, sustained_rate
 from estimator.params import count_params
 from estimator.phases import decode_runs, prefill_runs
-from estimator.power import power_class_of
 from estimator.weights import network_of
 from estimator.workload import DTYPE_BYTES, Workload
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from estimator.fitting import Limits
+from estimator.fitting.limits import Limits
 from estimator.space_fitting.candidates import (
     CandidateSpace,
     Params,

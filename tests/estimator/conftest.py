@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from estimator import blocks
+from estimator.blocks import common as blocks
 from estimator.config import TransformerConfig
 from estimator.network import Block, Chunks, Layer, Network, Recurrence, Stack, Weight
 from estimator.weights import weight_shapes

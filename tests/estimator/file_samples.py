@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from estimator.readers.gguf_types import GGML_TYPES
+from estimator.readers.files.gguf_types import GGML_TYPES
 
 __all__ = ["GgufTensor", "gguf_bytes", "gguf_config_keys", "onnx_bytes", "safetensors_bytes"]
 

@@ -13,7 +13,7 @@ from estimator.calibrating.points import Point, fit_points, modelled_time, read_
 from estimator.devices import get_device
 from estimator.errors import CorruptFileError, InputError
 from estimator.readers.source import read_source
-from estimator.reference_rows import reference_rows
+from estimator.validating.rows import reference_rows
 
 HEAD = "model\tsequence_length\tbatch_size\tlatency_ms"
 GPT2 = read_source("gpt2").network

@@ -10,7 +10,7 @@ from estimator.calibrating import machine
 from estimator.calibrating.machine import Probe
 from estimator.calibrating.profiles import profile_path
 from estimator.cli import main
-from estimator.reference_rows import reference_rows
+from estimator.validating.rows import reference_rows
 
 QUIET = Probe(
     num_threads=2,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from estimator import validation
 from estimator.cli import main
-from estimator.validation import CLASSES, Comparison, ReferenceClass, compare_class
+from estimator.validating import comparisons as validation
+from estimator.validating.comparisons import CLASSES, Comparison, ReferenceClass, compare_class
 
 DOCS = Path(__file__).parents[2] / "docs" / "validation.md"
 

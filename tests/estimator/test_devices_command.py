@@ -69,7 +69,7 @@ def test_page_names_the_numbers_of_each_source(capsys, monkeypatch):
     device = get_device("t4")
     other = replace(device.sources["tdp_w"], title="Some other document")
     mixed = replace(device, sources=device.sources | {"tdp_w": other})
-    monkeypatch.setattr("estimator.devices_command.find_device", lambda name: (mixed, None))
+    monkeypatch.setattr("estimator.commands.devices.find_device", lambda name: (mixed, None))
     page = output(capsys, "t4")
     assert "source of tdp_w: Some other document" in page
     assert f"l2_cache_bytes, peak_flops_per_s: {device.sources['clock_hz'].title}" in page

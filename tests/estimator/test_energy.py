@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estimator.cost.energy import estimate_energy
+from estimator.cost.facility import facility_of, kwh_of
+from estimator.cost.power import POWER_CLASSES, power_class_of
 from estimator.devices import get_device, load_devices
-from estimator.energy import estimate_energy
 from estimator.errors import InputError
-from estimator.facility import facility_of, kwh_of
 from estimator.latency import estimate_latency
-from estimator.power import POWER_CLASSES, power_class_of
 from estimator.readers.source import read_source
-from estimator.validation import compare_class, summarise
+from estimator.validating.comparisons import compare_class, summarise
 from estimator.workload import Workload
 
 REFERENCE = Path(__file__).parents[2] / "estimator" / "reference"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from estimator.devices import get_device
-from estimator.explain import derive
-from estimator.explain_terms import terms_sum
+from estimator.explaining.figures import derive
+from estimator.explaining.terms import terms_sum
 from estimator.readers.source import read_source
 from estimator.runtimes import RUNTIME_BASE_BYTES, RUNTIME_WEIGHTS_PERCENT, RUNTIMES
 from estimator.sizing import estimate

@@ -13,7 +13,7 @@ import estimator
 from estimator.errors import ConfigError, InputError, UnsupportedModelError
 from estimator.flops import count_flops
 from estimator.params import count_params
-from estimator.readers.decoder_families import DECODERS
+from estimator.readers.families.decoder_families import DECODERS
 from estimator.readers.family_data import family_data
 from estimator.readers.networks import read_network
 from estimator.workload import Workload
@@ -242,12 +242,12 @@ def test_renamed_model_type_is_read_as_what_it_renames():
 
 
 def test_class_of_the_publisher_is_read_by_its_head():
-    """MPTForCausalLM comes with code of its own; without it, an unknown class is refused."""
-    values = {"model_type": "mpt", "architectures": ["MPTForCausalLM"]}
-    network, hf_class, warnings = read_network(values | {"auto_map": {"AutoModel": "modeling_mpt.MPTForCausalLM"}})
+    """A class of code that comes along is read by its head; without that code, an unknown class is refused."""
+    values = {"model_type": "mpt", "architectures": ["MosaicForCausalLM"]}
+    network, hf_class, warnings = read_network(values | {"auto_map": {"AutoModel": "modeling_mpt.MosaicForCausalLM"}})
     assert (hf_class, network.model_type) == ("MptForCausalLM", "mpt")
-    assert "MPTForCausalLM" in warnings[0]
-    with pytest.raises(UnsupportedModelError, match="MPTForCausalLM"):
+    assert "MosaicForCausalLM" in warnings[0]
+    with pytest.raises(UnsupportedModelError, match="MosaicForCausalLM"):
         read_network(values)
 
 

@@ -12,7 +12,7 @@ from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes
 from estimator.network import stored_weights
 from estimator.params import count_params
-from estimator.readers.encoder_families import ENCODERS
+from estimator.readers.families.encoder_families import ENCODERS
 from estimator.readers.family_data import family_data
 from estimator.readers.networks import read_network
 from estimator.workload import Workload

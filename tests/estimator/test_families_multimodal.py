@@ -12,7 +12,7 @@ from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes
 from estimator.params import count_params
-from estimator.readers.multimodal_families import MULTIMODAL
+from estimator.readers.families.multimodal_families import MULTIMODAL
 from estimator.readers.networks import read_network
 from estimator.workload import Workload
 

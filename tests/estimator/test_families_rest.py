@@ -11,7 +11,7 @@ from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes
 from estimator.params import count_params
-from estimator.readers import (
+from estimator.readers.families import (
     audio_language,
     encoder_kin,
     gemma4_models,

@@ -14,9 +14,9 @@ from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes
 from estimator.network import stored_weights
 from estimator.params import count_params
+from estimator.readers.families.seq2seq_families import SEQ2SEQ
 from estimator.readers.family_data import family_data
 from estimator.readers.networks import read_network
-from estimator.readers.seq2seq_families import SEQ2SEQ
 from estimator.workload import Workload
 
 GOLDEN = Path(estimator.__file__).parent / "reference" / "configs"

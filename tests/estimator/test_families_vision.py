@@ -12,11 +12,11 @@ from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.flops import count_flops
 from estimator.memory import count_kv_cache_bytes
 from estimator.params import count_params
-from estimator.readers.audio import READERS as AUDIO
-from estimator.readers.dual_encoders import READERS as DUAL
+from estimator.readers.families.audio import READERS as AUDIO
+from estimator.readers.families.dual_encoders import READERS as DUAL
+from estimator.readers.families.vision_families import READERS as VISION
 from estimator.readers.family_data import family_data
 from estimator.readers.networks import read_network
-from estimator.readers.vision_families import READERS as VISION
 from estimator.workload import Workload
 
 GOLDEN = Path(__file__).parents[2] / "estimator" / "reference"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from estimator.config import TransformerConfig
-from estimator.device_fitting import find_devices, fit_num_devices
 from estimator.devices import get_device, load_devices
-from estimator.fitting import (
+from estimator.fitting.devices import find_devices, fit_num_devices
+from estimator.fitting.limits import (
     LONGEST,
     Limits,
     Request,

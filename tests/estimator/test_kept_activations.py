@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from estimator.kept_activations import ACTIVATION_TENSORS, Keeping, loss_bytes
 from estimator.readers.networks import read_network
-from estimator.training import LoraPlan, ParallelPlan, TrainingPlan
-from estimator.training_stages import divide_network
+from estimator.training.kept_activations import ACTIVATION_TENSORS, Keeping, loss_bytes
+from estimator.training.memory import LoraPlan, ParallelPlan, TrainingPlan
+from estimator.training.stages import divide_network
 
 BATCH, LENGTH, VOCAB = 2, 96, 256
 SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from estimator.blocks import attention, experts
+from estimator.blocks.common import attention, experts
 from estimator.flops import attended_pairs, causal_discount_flops, count_flops
 from estimator.memory import (
     count_kv_cache_bytes,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from estimator.errors import CorruptFileError, InputError, UnsupportedModelError
-from estimator.readers.gguf_config import GGUF_ARCHITECTURES, config_of_gguf
-from estimator.readers.gguf_file import ArrayLength, read_gguf
-from estimator.readers.gguf_types import GGML_TYPES
+from estimator.readers.files.gguf_config import GGUF_ARCHITECTURES, config_of_gguf
+from estimator.readers.files.gguf_file import ArrayLength, read_gguf
+from estimator.readers.files.gguf_types import GGML_TYPES
+from estimator.readers.files.weight_files import compare_with_config, read_weight_file
 from estimator.readers.networks import read_network
-from estimator.readers.weight_files import compare_with_config, read_weight_file
 from tests.estimator.file_samples import gguf_bytes, gguf_config_keys
 
 

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from estimator.errors import CorruptFileError, InputError
 from estimator.onnx_builder import build_onnx
-from estimator.readers.onnx_file import read_onnx
-from estimator.readers.onnx_types import DATA_TYPES
-from estimator.readers.weight_files import read_weight_file
+from estimator.readers.files.onnx_file import read_onnx
+from estimator.readers.files.onnx_types import DATA_TYPES
+from estimator.readers.files.weight_files import read_weight_file
 from tests.estimator.file_samples import onnx_bytes
 
 

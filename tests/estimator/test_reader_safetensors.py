@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from estimator.blocks import attention, embedding, experts, head
+from estimator.blocks.common import attention, embedding, experts, head
 from estimator.errors import CorruptFileError, InputError
 from estimator.network import Layer, Network, Stack
-from estimator.readers.safetensors_file import DTYPE_BITS, read_safetensors
-from estimator.readers.weight_files import compare_with_config, read_weight_file
+from estimator.readers.files.safetensors_file import DTYPE_BITS, read_safetensors
+from estimator.readers.files.weight_files import compare_with_config, read_weight_file
 from tests.estimator.file_samples import safetensors_bytes
 
 

@@ -10,7 +10,7 @@ import pytest
 from estimator.config import TransformerConfig
 from estimator.errors import ConfigError, UnsupportedModelError
 from estimator.params import count_params
-from estimator.readers.families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES
+from estimator.readers.buildable_families import BOOKKEEPING, COMMON_REQUIRED, FAMILIES
 from estimator.readers.huggingface import read_config, read_dtype
 
 CONFIG_CLASSES = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from estimator.fitting.sharding import kept_heads, shard_network, widest_split
 from estimator.memory import count_kv_cache_bytes, count_weight_bytes
 from estimator.network import stored_weights
 from estimator.params import count_params
 from estimator.readers.source import read_bundled
-from estimator.sharding import kept_heads, shard_network, widest_split
 from estimator.weights import network_of
 from estimator.workload import Workload
 
@@ -54,7 +54,7 @@ def test_shares_together_hold_at_least_the_whole(random_configs):
 
 def test_a_latent_cache_has_no_heads_and_stays_whole():
     """The cache of latent attention is read by every head, so every device keeps it."""
-    from estimator.blocks import latent_attention
+    from estimator.blocks.common import latent_attention
 
     block = latent_attention(
         hidden_size=64,

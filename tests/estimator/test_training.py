@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from estimator.errors import InputError
-from estimator.lora import nf4_bytes
 from estimator.network import Block, Network, Stack, Weight, stored_weights
 from estimator.params import count_params
 from estimator.readers.networks import read_network
 from estimator.readers.source import read_source
-from estimator.training import (
+from estimator.training.lora import nf4_bytes
+from estimator.training.memory import (
     CHECKPOINTING,
     OPTIMIZERS,
     PRECISIONS,
@@ -30,7 +30,7 @@ from estimator.training import (
     estimate_training_memory,
     optimizer_bytes,
 )
-from estimator.training_stages import divide_network
+from estimator.training.stages import divide_network
 
 VOCAB, LENGTH = 4096, 256
 LLAMA = {

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from estimator.cost.facility import facility_of
 from estimator.devices import get_device
 from estimator.errors import InputError
-from estimator.facility import facility_of
 from estimator.figures import Figure
 from estimator.params import count_params
 from estimator.readers.source import read_source, source_of_values
-from estimator.training_compute import (
+from estimator.training.compute import (
     PETAFLOP_DAY,
     TrainingRun,
     count_training_flops,

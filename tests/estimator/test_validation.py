@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from estimator import validation
 from estimator.devices import load_devices
 from estimator.errors import InputError
 from estimator.figures import Figure
 from estimator.readers.source import read_source
-from estimator.reference_rows import Mode, named_network, read_mode, reference_network, reference_rows
-from estimator.training import LoraPlan
-from estimator.validation import CLASSES, Comparison, compare_class, summarise
+from estimator.training.memory import LoraPlan
+from estimator.validating import comparisons as validation
+from estimator.validating.comparisons import CLASSES, Comparison, compare_class, summarise
+from estimator.validating.rows import Mode, named_network, read_mode, reference_network, reference_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 from estimator.config import TransformerConfig
 from estimator.devices import get_device
 from estimator.errors import InputError
-from estimator.fitting import Limits
+from estimator.fitting.limits import Limits
 from estimator.sizing import estimate
 from estimator.space_fitting.find import find_space
 from estimator.space_fitting.largest import largest_config
@@ -190,7 +190,7 @@ def test_layers_that_are_not_independent_are_sampled():
 
 def test_energy_limits_a_space():
     """The largest within a budget of energy is that of all candidates, each asked."""
-    from estimator.energy import estimate_energy
+    from estimator.cost.energy import estimate_energy
 
     space = SPACES["layers of their own"]
     results = [estimate(space.to_config(params), WORKLOAD, L4) for params in space.enumerate()]

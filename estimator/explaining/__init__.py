@@ -1,0 +1,1 @@
+"""How each figure of an estimate is derived."""

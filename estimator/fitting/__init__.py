@@ -1,0 +1,1 @@
+"""The largest request, and the smallest device, that fit."""

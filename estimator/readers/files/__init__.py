@@ -1,0 +1,1 @@
+"""Headers of weight files: safetensors, GGUF, ONNX."""

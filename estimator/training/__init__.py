@@ -1,0 +1,1 @@
+"""Training: memory by kind, and compute."""

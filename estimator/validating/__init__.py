@@ -1,0 +1,1 @@
+"""The estimator against reference data."""
