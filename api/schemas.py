@@ -219,6 +219,7 @@ class EstimateRequest(_Request):
     batch_size: Size = _WORKLOAD["batch_size"]
     prompt_length: Size = _WORKLOAD["prompt_length"]
     generated_length: Count = _WORKLOAD["generated_length"]
+    num_images: Count = Field(0, description="images per sequence, their tokens among those of the prompt")
     weight_dtype: WeightType | None = Field(
         None, description="as the checkpoint stores them, by its config, when left out, else fp32"
     )

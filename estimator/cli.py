@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 from estimator.errors import EstimatorError
 
@@ -33,7 +34,7 @@ _EXAMPLES = """examples:
   estimator size llama-3.1-8b --weight-dtype int4 --sequence-length 4096 --generate 256
   estimator size qwen3-0.6b --explain                     every figure with its formula and source
   estimator fit llama-3.1-8b --device l4                  largest batch and context, weight types, number of devices
-  estimator compare llama-3.1-8b qwen3-8b --html c.html   side by side, with charts
+  estimator compare llama-3.1-8b qwen3-8b --html models.html   side by side, with charts
   estimator devices raspberry-pi-5                        what is known of a device, and where it was published
   estimator measure gpt2                                  run it here with ONNX Runtime
 
@@ -74,6 +75,7 @@ def build_parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"archfront {version('archfront')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():
         if name in chosen:

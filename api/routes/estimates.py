@@ -31,6 +31,7 @@ def create_estimate(request: Annotated[EstimateRequest, Body()]) -> dict[str, An
         batch_size=request.batch_size,
         prompt_length=request.prompt_length,
         generated_length=request.generated_length,
+        num_images=request.num_images,
         weight_dtype=request.weight_dtype,
         group_size=request.group_size,
         zero_points=request.zero_points,

@@ -91,7 +91,7 @@ def read_profile(device: str) -> Profile | None:
     path = profile_path(device)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is no calibration ({error}); delete it, or calibrate again") from error

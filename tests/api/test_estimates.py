@@ -22,6 +22,7 @@ def command_line(capsys, *options: str) -> dict:
     [
         ({"model": "gpt2"}, ("gpt2",)),
         ({"model": "GPT2", "device": "t4"}, ("gpt2", "--device", "t4")),
+        ({"model": "gemma-3-4b", "num_images": 2}, ("gemma-3-4b", "--images", "2")),
         (
             {
                 "model": "llama-3.1-8b",
