@@ -49,33 +49,35 @@ def _run(request: dict[str, Any], folder: Path, time_limit_s: float) -> tuple[by
     """What the child wrote, what it and the runtime said, and its exit code."""
     late = threading.Event()
     with (folder / "answer").open("w+b") as output, (folder / "talk").open("w+b") as talk:
-        child = subprocess.Popen(
-            [*_COMMAND, str(folder)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=talk,
-            start_new_session=True,
-            env=NO_TELEMETRY | os.environ | {"TMPDIR": str(folder)},
-        )
+        child: subprocess.Popen[bytes] | None = None
+        timer: threading.Timer | None = None
 
         def stop() -> None:
             late.set()
             _kill_group(child)
 
-        timer = threading.Timer(time_limit_s, stop)
-        timer.start()
-        assert child.stdin is not None
+        # A signal's exception may come between any two lines: whatever exists by then is ended. A child that is not
+        # known here yet finds the end of its standard input.
         try:
+            child = subprocess.Popen(
+                [*_COMMAND, str(folder)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=talk,
+                start_new_session=True,
+                env=NO_TELEMETRY | os.environ | {"TMPDIR": str(folder)},
+            )
+            timer = threading.Timer(time_limit_s, stop)
+            timer.daemon = True
+            timer.start()
+            assert child.stdin is not None
             with child.stdin:
                 with contextlib.suppress(BrokenPipeError):  # it died before it could read; its exit code says how
                     child.stdin.write(json.dumps(request).encode() + b"\n")
                 code = child.wait()
         finally:
-            timer.cancel()
-            _kill_group(child)
-            child.wait()
-            timer.join()
+            _end(child, timer)
         if late.is_set():
             raise MeasurementError(f"stopped at the time limit of {time_limit_s:g} s", reason="time_limit")
         output.seek(0)
@@ -83,8 +85,20 @@ def _run(request: dict[str, Any], folder: Path, time_limit_s: float) -> tuple[by
         return output.read(), talk.read().decode(errors="replace"), code
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes] | None, timer: threading.Timer | None) -> None:
+    if timer is not None:
+        timer.cancel()
+    _kill_group(child)
+    if child is not None:
+        child.wait()
+    if timer is not None and timer.is_alive():
+        timer.join()  # it may be about to kill: the number of an ended group could be another's later
+
+
+def _kill_group(child: subprocess.Popen[bytes] | None) -> None:
     """Ends the child and what it has started; the group's number is not given again while one of them lives."""
+    if child is None:
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses for a group that has ended
         os.killpg(child.pid, signal.SIGKILL)
 

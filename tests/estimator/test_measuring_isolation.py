@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from estimator.config import TransformerConfig
 from estimator.errors import InputError, MeasurementError, StorageFullError
 from estimator.measuring import MeasurementPlan, host_fingerprint, measure
 from estimator.measuring.limits import default_memory_limit_bytes
+from estimator.measuring.process import run_child
 from estimator.measuring.quiet_times import QuietTimes, keep_quiet_times
 from estimator.measuring.yardstick import YARDSTICKS
 from estimator.onnx_builder import build_onnx
@@ -282,3 +284,16 @@ def test_many_measurements_leak_nothing(model: Path) -> None:
     assert after[:2] == before[:2]
     assert after[2] - before[2] < 10_000_000
     assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
+
+
+def test_signal_between_start_and_wait_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception of a signal that comes before the timer runs ends the child as well, at once."""
+
+    def interrupted(timer: threading.Timer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Timer, "start", interrupted)
+    before = psutil.Process().children()
+    with pytest.raises(KeyboardInterrupt):
+        run_child({}, time_limit_s=600, memory_limit_bytes=10**9)
+    assert psutil.Process().children() == before
