@@ -89,7 +89,8 @@ def _end(child: subprocess.Popen[bytes] | None, timer: threading.Timer | None) -
     if timer is not None:
         timer.cancel()
     _kill_group(child)
-    if child is not None:
+    if child is not None and child.stdin is not None:
+        child.stdin.close()
         child.wait()
     if timer is not None and timer.is_alive():
         timer.join()  # it may be about to kill: the number of an ended group could be another's later
