@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from estimator.config import show
 from estimator.errors import ConfigError, UnsupportedModelError
-from estimator.network import Network
+from estimator.network import Block, Network
 from estimator.readers.family_data import FamilyData, family_data, model_types_of_class
 from estimator.readers.fields import Fields
 
@@ -107,15 +107,27 @@ def read_network(values: Mapping[str, Any]) -> tuple[Network, str, tuple[str, ..
 
 
 def _check_layers(network: Network) -> None:
-    """Refuses heads without width, and what would take minutes to count: many blocks in each of many layers."""
+    """Refuses heads without width, sizes below 0, and what would take minutes to count: many blocks in many layers."""
+    for stack in network.stacks:
+        _check_sizes([*stack.before, *stack.after])
     layers = [layer for stack in network.stacks for layer in stack.layers]
     for layer in {id(layer): layer for layer in layers}.values():
         kinds = (block.attention for block in layer.blocks if block.attention is not None)
         if any(attention.key_head_dim < 1 or attention.value_head_dim < 1 for attention in kinds):
             raise ConfigError("num_attention_heads leaves a head no width of hidden_size", field="num_attention_heads")
+        _check_sizes(layer.blocks)
     blocks = sum(len(layer.blocks) for layer in layers)
     if blocks > _MAX_BLOCKS:
         raise ConfigError(f"the layers have {blocks:,} blocks together; at most {_MAX_BLOCKS:,} can be sized")
+
+
+def _check_sizes(blocks: Iterable[Block]) -> None:
+    """A size that a family computes from several fields can come out negative when one of them is."""
+    for block in blocks:
+        for weight in block.weights:
+            if min(weight.shape, default=0) < 0:
+                name = f"{block.name}.{weight.name}".strip(".")
+                raise ConfigError(f"{name} would have the shape {list(weight.shape)}: a field of its size is negative")
 
 
 def _hidden_act(fields: Fields) -> str:

@@ -152,3 +152,9 @@ def test_damaged_configs_take_little_memory() -> None:
     answer = json.loads(done.stdout)
     assert sum(answer["results"].values()) == 300
     assert answer["peak_bytes"] <= LIMIT_BYTES
+
+
+def test_sizes_that_come_out_negative_are_refused() -> None:
+    """A factor below 0 makes matrices of no shape; the first one is named."""
+    with pytest.raises(ConfigError, match=r"would have the shape \[-1536"):
+        read_network({"model_type": "mamba", "expand": -2})
